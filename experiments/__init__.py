@@ -1,0 +1,1 @@
+"""Declared studies as data, and their committed results."""

@@ -1,0 +1,50 @@
+"""Every error that a user can mend, as one tree.
+
+    WorkbenchError          one line: what is wrong, the value, the remedy; the command line exits with 2
+    ├── InputError          a value, path or option that cannot work
+    ├── ModelError          no such model, or one that cannot be used as asked
+    ├── EngineError         vLLM did not start, died, or refused
+    ├── MeasurementError    a run that must not be trusted
+    ├── ExtrapolationError  a prediction outside what was measured
+    ├── InfeasibleError     nothing in the search space keeps the SLO
+    └── BundleError         a bundle that is incomplete or was changed
+
+It stands in the package that everything else may import.
+"""
+
+
+class WorkbenchError(Exception):
+    """What is wrong, with the offending value, and what to do about it."""
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(f"{problem.rstrip('.')}. {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+class InputError(WorkbenchError):
+    """A value, path or option that cannot work."""
+
+
+class ModelError(WorkbenchError):
+    """No such model, or one that cannot be used as asked."""
+
+
+class EngineError(WorkbenchError):
+    """vLLM did not start, died, or refused."""
+
+
+class MeasurementError(WorkbenchError):
+    """A run that must not be trusted."""
+
+
+class ExtrapolationError(WorkbenchError):
+    """A prediction outside what was measured."""
+
+
+class InfeasibleError(WorkbenchError):
+    """Nothing in the search space keeps the SLO."""
+
+
+class BundleError(WorkbenchError):
+    """A bundle that is incomplete or was changed."""

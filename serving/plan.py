@@ -1,0 +1,127 @@
+"""The Plan: one frozen object that is simulated, shipped and verified."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from serving.hpa import HpaSpec
+from serving.values import Estimate, Value
+
+
+class Quality(Value):
+    """What a variant keeps of its parent, on text and tasks it was not fitted to."""
+
+    perplexity: Estimate
+    agreement: Estimate
+    """Share of positions where the most likely next token is the parent's."""
+    kl_nats: Estimate
+    """KL(parent || variant) per token."""
+    task_accuracy: Estimate
+    relative_task_accuracy: float = 1.0
+    """Task accuracy over the parent's on the same questions."""
+
+
+class Variant(Value):
+    """One servable checkpoint and how it was made."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    model: str
+    """A local folder or a hub id."""
+    revision: str | None = None
+    method: str = "none"
+    parameters: dict[str, Any] = {}
+    parent: str | None = None
+    size_bytes: int = Field(0, ge=0)
+    quality: Quality | None = None
+
+    @property
+    def size_mib(self) -> float:
+        return self.size_bytes / 2**20
+
+
+class EngineArgs(Value):
+    """The vLLM arguments that are measured, simulated and shipped: the same for all three."""
+
+    max_model_len: int = Field(1024, gt=0)
+    max_num_seqs: int = Field(32, gt=0)
+    max_num_batched_tokens: int = Field(2048, gt=0)
+    enable_prefix_caching: bool = False
+    gpu_memory_utilization: float = Field(0.84, gt=0, le=1)
+    kv_cache_memory_bytes: int | None = Field(None, gt=0)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    enforce_eager: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> EngineArgs:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens(={self.max_num_batched_tokens}) must be"
+                f" >= max_num_seqs(={self.max_num_seqs})"
+            )
+        return self
+
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of vLLM's EngineArgs; what is None is left to vLLM."""
+        return self.model_dump(exclude_none=True)
+
+    def cli(self) -> list[str]:
+        """The same as arguments of `vllm serve`."""
+        arguments: list[str] = []
+        for key, value in self.kwargs().items():
+            flag = key.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                arguments += [f"--{flag}", str(value)]
+        return arguments
+
+
+class Slo(Value):
+    """What users were promised. A limit left out does not bind."""
+
+    ttft_p99_s: float | None = Field(0.5, gt=0)
+    tpot_p99_s: float | None = Field(None, gt=0)
+    e2e_p99_s: float | None = Field(None, gt=0)
+    max_quality_loss: float = Field(0.02, ge=0, le=1)
+    """Largest loss of task accuracy against the parent, as a share of it."""
+
+    @model_validator(mode="after")
+    def _binds(self) -> Slo:
+        if not self.limits():
+            raise ValueError("at least one of ttft_p99_s, tpot_p99_s, e2e_p99_s must be set")
+        return self
+
+    def limits(self) -> dict[str, float]:
+        """{'ttft_p99_s': 0.5, ...}: the latency limits that bind."""
+        named = {
+            "ttft_p99_s": self.ttft_p99_s,
+            "tpot_p99_s": self.tpot_p99_s,
+            "e2e_p99_s": self.e2e_p99_s,
+        }
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+
+class Plan(Value):
+    """Variant, engine, fleet and promise: what is simulated, shipped and verified."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40)
+    variant: Variant
+    engine: EngineArgs
+    slo: Slo
+    replicas: int | None = Field(None, ge=1)
+    """A static fleet of this size; None where `hpa` decides."""
+    hpa: HpaSpec | None = None
+    warm_spares: int = Field(0, ge=0)
+    """Replicas kept ready beyond what the autoscaler asks for."""
+    gpus_per_replica: int = Field(1, ge=1)
+    gpu_usd_per_hour: float = Field(2.5, gt=0)
+
+    @model_validator(mode="after")
+    def _one_fleet(self) -> Plan:
+        if (self.replicas is None) == (self.hpa is None):
+            raise ValueError("exactly one of replicas and hpa must be set")
+        return self

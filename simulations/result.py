@@ -1,0 +1,54 @@
+"""What a simulation says: tables, and the few numbers that decisions rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from serving.values import Estimate, Value
+from simulations.traffic import Workload
+
+
+class Prediction(Value):
+    """What verify must find when it sends `workload` to one replica of the exported plan."""
+
+    workload: Workload
+    metrics: dict[str, Estimate]
+    """ttft_p50_s, ttft_p99_s, tpot_p50_s, tpot_p99_s, e2e_p50_s, e2e_p99_s, output_tokens_per_s;
+    each with its interval over seeds."""
+    tolerance_p50: float = 0.25
+    """Largest relative error that still counts as kept, for medians and throughput."""
+    tolerance_p99: float = 0.5
+
+
+@dataclass(frozen=True)
+class SimResult:
+    """A simulated day of a fleet, with intervals over seeds.
+
+    Attributes:
+        plan_name: which plan was simulated.
+        metrics: {name: Estimate over seeds}: ttft_p50_s, ttft_p99_s, tpot_p50_s, tpot_p99_s, e2e_p50_s,
+            e2e_p99_s, slo_attainment (share of requests that meet every limit), gpu_hours (per 24 h),
+            cost_usd (per 24 h), replicas_mean, replicas_max, scale_events, gpu_utilisation_mean,
+            idle_share (ready replica time with nothing to do), unfinished (share of requests).
+        per_seed: DataFrame, one row per seed, the same columns as metrics and `seed`.
+        timeline: DataFrame of the first seed: t_s, offered_rps, replicas_ready, replicas_desired,
+            requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
+        alerts: DataFrame: alert, seed, started_at_s, ended_at_s.
+        keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
+    """
+
+    plan_name: str
+    metrics: dict[str, Estimate]
+    per_seed: pd.DataFrame
+    timeline: pd.DataFrame
+    alerts: pd.DataFrame
+    keeps_slo: bool
+
+    def _repr_html_(self) -> str:
+        table = pd.DataFrame(
+            [{"metric": name, **e.model_dump()} for name, e in self.metrics.items()]
+        )
+        verdict = "keeps the SLO" if self.keeps_slo else "breaks the SLO"
+        return f"<b>{self.plan_name}</b> {verdict}" + table.to_html(index=False, float_format="%.4g")

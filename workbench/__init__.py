@@ -1,0 +1,55 @@
+"""The workbench: compress, measure, fit, simulate, tune, export and verify LLM serving.
+
+    import workbench as wb
+
+Every stage is a function here and a command of the same name. What they take and return are frozen
+values. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    # stages
+    "compress": "workbench.compress",
+    "measure": "workbench.measure",
+    "sweep_batches": "workbench.measure",
+    "sweep_rates": "workbench.measure",
+    "frame": "workbench.measure",
+    "fit": "workbench.fit",
+    "simulate": "simulations.simulate",
+    "tune": "workbench.tune",
+    "export": "workbench.export",
+    "verify": "workbench.verify",
+    "report": "workbench.report",
+    # values
+    "Candidate": "workbench.tune",
+    "Cluster": "simulations.fleet",
+    "EngineArgs": "serving.plan",
+    "LatencyModel": "simulations.latency",
+    "Measurement": "workbench.measure",
+    "Plan": "serving.plan",
+    "SearchSpace": "workbench.tune",
+    "SimResult": "simulations.result",
+    "Slo": "serving.plan",
+    "Variant": "serving.plan",
+    "Verification": "workbench.verify",
+    "Workload": "simulations.traffic",
+    "WorkbenchError": "serving.errors",
+    "shipped_checkpoint": "workbench.model",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

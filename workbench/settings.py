@@ -1,0 +1,135 @@
+"""What a user may choose about a run of the pipeline, with defaults that fit a small machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from serving.errors import ModelError
+from serving.plan import EngineArgs, Slo
+from serving.values import Value
+from simulations.profiles import PROFILES
+from simulations.traffic import Day, LogNormal, Poisson, Workload
+
+
+class Settings(Value):
+    """One run of the pipeline.
+
+    Lengths are those of the published profile divided by `length_divisor`, cut at the engine's
+    context: the demo model's context is 1,024 tokens, the profile's is 64 times that.
+    """
+
+    model: str | None = None
+    """A local folder or a hub id; None takes the shipped demo model."""
+    seed: int = Field(0, ge=0)
+    engine: EngineArgs = EngineArgs(
+        max_model_len=512,
+        max_num_seqs=32,
+        max_num_batched_tokens=1024,
+        enforce_eager=True,
+        kv_cache_memory_bytes=128 * 2**20,
+    )
+    slo: Slo = Slo()
+    profile: str = "servegen-deepseek-r1"
+    length_divisor: float = Field(16, ge=1)
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    sweep_tokens: int = Field(64, ge=2)
+    """Prompt and output length of the offline sweep."""
+    repeats: int = Field(2, ge=1)
+    rates_rps: tuple[float, ...] | None = None
+    """None: shares of the capacity seen in the offline sweep."""
+    load_shares: tuple[float, ...] = (0.1, 0.25, 0.4)
+    load_duration_s: float = Field(15.0, ge=2)
+    served_variants: int = Field(2, ge=1)
+    """How many variants are also measured behind a real server: the parent and the fastest."""
+
+    peak_rps: float | None = Field(None, gt=0)
+    """Rate in the busiest hour of the day; None: `peak_replicas` times what one replica sustains."""
+    peak_replicas: float = Field(5, gt=0)
+    gpu_usd_per_hour: float = Field(2.5, gt=0)
+    day_duration_s: float = Field(86_400, ge=600)
+    trials: int = Field(40, ge=4)
+    tune_seeds: tuple[int, ...] = (0, 1)
+    unseen_seeds: tuple[int, ...] = (100, 101, 102)
+    """Traffic that the search has not seen: the winner must keep the SLO on it."""
+    distil_tokens: int = Field(600_000, ge=1_000)
+    quality_tokens: int = Field(32_768, ge=512)
+    quality_tasks: int = Field(500, ge=10)
+
+    @model_validator(mode="after")
+    def _positive(self) -> Settings:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile(={self.profile!r}) must be one of {sorted(PROFILES)}")
+        for name, values in (("batches", self.batches), ("rates_rps", self.rates_rps or (1,))):
+            wrong = [value for value in values if value <= 0]
+            if wrong or not values:
+                raise ValueError(f"{name}(={wrong or values}) must be > 0")
+        if max(self.batches) > self.engine.max_num_seqs:
+            raise ValueError(
+                f"batches(={max(self.batches)}) must be <= max_num_seqs"
+                f"(={self.engine.max_num_seqs})"
+            )
+        return self
+
+    def model_path(self) -> str:
+        """The model, checked to exist where it is a path.
+
+        Raises:  ModelError: a path without a model.
+        """
+        from workbench.model import shipped_checkpoint
+
+        if self.model is None:
+            return str(shipped_checkpoint())
+        looks_like_path = self.model.startswith((".", "/", "~")) or self.model.count("/") > 1
+        path = Path(self.model).expanduser()
+        if path.exists() or looks_like_path:
+            if not (path / "config.json").is_file():
+                raise ModelError(
+                    f"no model at {self.model!r} (there is no config.json)",
+                    remedy="Give a folder made by save_pretrained, or a hub id.",
+                )
+            return str(path.resolve())
+        return self.model
+
+    def lengths(self) -> dict[str, LogNormal]:
+        """Prompt and output lengths of the profile, scaled to the engine's context."""
+        profile = PROFILES[self.profile]
+        room = self.engine.max_model_len
+        return {
+            "prompt_tokens": LogNormal(
+                median_tokens=profile.prompt_median_tokens / self.length_divisor,
+                mean_tokens=profile.prompt_mean_tokens / self.length_divisor,
+                min_tokens=4,
+                max_tokens=room // 2,
+            ),
+            "output_tokens": LogNormal(
+                median_tokens=profile.output_median_tokens / self.length_divisor,
+                mean_tokens=profile.output_mean_tokens / self.length_divisor,
+                min_tokens=2,
+                max_tokens=room // 2 - 8,
+            ),
+        }
+
+    def load(self, rate_rps: float) -> Workload:
+        """Poisson load for a real server."""
+        lengths: dict[str, Any] = self.lengths()
+        return Workload(
+            arrivals=Poisson(rate_rps=rate_rps),
+            duration_s=self.load_duration_s,
+            warmup_s=min(2.0, self.load_duration_s / 5),
+            seed=self.seed,
+            **lengths,
+        )
+
+    def day(self, peak_rps: float) -> Workload:
+        """The profile's day, its busiest hour at `peak_rps`."""
+        lengths: dict[str, Any] = self.lengths()
+        return Workload(
+            arrivals=Day(profile=self.profile, peak_rps=peak_rps),
+            duration_s=self.day_duration_s,
+            seed=self.seed,
+            **lengths,
+        )
