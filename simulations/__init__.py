@@ -1,1 +1,1 @@
-"""The twin: traffic, one vLLM replica, the fleet and its autoscaler. Loads no torch, vllm or mlflow."""
+"""The twin: traffic, a vLLM replica, the fleet, its autoscaler. Loads no torch, vllm, mlflow."""

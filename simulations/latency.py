@@ -2,9 +2,9 @@
 
     step = max(weight_floor, base + prefill + decode + kv + attention)
 
-with non-negative coefficients, each a physical term: weights are read once per step whatever the batch
-(the floor), prefill is arithmetic per token, decode is overhead per sequence, the KV cache is read once
-per decoding sequence, and attention of a prefill grows with what it attends to.
+with non-negative coefficients, each a physical term: weights are read once per step whatever the
+batch (the floor), prefill is arithmetic per token, decode is overhead per sequence, the KV cache
+is read once per decoding sequence, and attention of a prefill grows with what it attends to.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LatencyModel(Value):
     cold_start: ColdStart
     fitted_range: FittedRange
     n_steps: int = Field(ge=0)
-    heldout_error: dict[str, Estimate] = {}
+    heldout_error: dict[str, Estimate] = Field(default_factory=dict)
     """Relative errors on steps (and seconds of load) that were not fitted."""
     source: str
     """What was measured: hardware, versions, run ids."""
@@ -81,8 +81,10 @@ class LatencyModel(Value):
 
         Args:    prefill_tokens: (n_steps,), prompt tokens computed in the step.
                  decode_seqs: (n_steps,), sequences that produce one more token.
-                 kv_tokens: (n_steps,), cached tokens read by the decoding sequences.
-                 prefill_attention: (n_steps,), sum over prefills of tokens x context.
+                 kv_tokens: (n_steps,), tokens that the decoding sequences have in the cache when
+                     the step starts.
+                 prefill_attention: (n_steps,), sum over prefills of tokens x context: n tokens
+                     after c cached ones make n (c + (n + 1) / 2) pairs.
         Returns: float array (n_steps,).
         """
         linear = (

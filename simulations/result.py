@@ -28,10 +28,12 @@ class SimResult:
 
     Attributes:
         plan_name: which plan was simulated.
-        metrics: {name: Estimate over seeds}: ttft_p50_s, ttft_p99_s, tpot_p50_s, tpot_p99_s, e2e_p50_s,
-            e2e_p99_s, slo_attainment (share of requests that meet every limit), gpu_hours (per 24 h),
-            cost_usd (per 24 h), replicas_mean, replicas_max, scale_events, gpu_utilisation_mean,
-            idle_share (ready replica time with nothing to do), unfinished (share of requests).
+        metrics: {name: Estimate over seeds}: ttft_p50_s, ttft_p99_s, tpot_p50_s, tpot_p99_s,
+        e2e_p50_s,
+            e2e_p99_s, slo_attainment (share of requests that meet every limit), gpu_hours (per 24
+            h), cost_usd (per 24 h), replicas_mean, replicas_max, scale_events,
+            gpu_utilisation_mean, idle_share (ready replica time with nothing to do), unfinished
+            (share of requests).
         per_seed: DataFrame, one row per seed, the same columns as metrics and `seed`.
         timeline: DataFrame of the first seed: t_s, offered_rps, replicas_ready, replicas_desired,
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
@@ -49,6 +51,6 @@ class SimResult:
     def _repr_html_(self) -> str:
         table = pd.DataFrame(
             [{"metric": name, **e.model_dump()} for name, e in self.metrics.items()]
-        )
+        ).to_html(index=False, float_format="{:.4g}".format)
         verdict = "keeps the SLO" if self.keeps_slo else "breaks the SLO"
-        return f"<b>{self.plan_name}</b> {verdict}" + table.to_html(index=False, float_format="%.4g")
+        return f"<b>{self.plan_name}</b> {verdict}{table}"

@@ -1,8 +1,8 @@
 """Where requests come from, for the twin and for real load alike.
 
-A `Workload` says when requests arrive and how long they are; `Workload.schedule()` draws it. The same
-seed gives the same schedule. Arrivals, prompt lengths and output lengths have a random stream each, so
-that changing one leaves the others alone.
+A `Workload` says when requests arrive and how long they are; `Workload.schedule()` draws it. The
+same seed gives the same schedule. Arrivals, prompt lengths and output lengths have a random stream
+each, so that changing one leaves the others alone.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Day(Value):
     """A published daily profile, scaled to a peak, with gamma-distributed gaps.
 
     Gaps are drawn in operational time (the integral of the rate) and mapped back, so the local rate
-    follows the profile and the local burstiness is the same all day. A duration below 24 hours is the
-    whole day played faster: the shape is kept and the rate is not multiplied.
+    follows the profile and the local burstiness is the same all day. A duration below 24 hours is
+    the whole day played faster: the shape is kept and the rate is not multiplied.
     """
 
     kind: Literal["day"] = "day"
@@ -128,14 +128,16 @@ class Day(Value):
         """Rate at each time: float array like t_s, linear between the hourly values."""
         shape = np.asarray(PROFILES[self.profile].hourly_shape)
         hours = np.asarray(t_s, dtype=np.float64) / duration_s * 24
-        return self.peak_rps * np.interp(hours, np.arange(24) + 0.5, shape / shape.max(), period=24)
+        relative: FloatArray = np.interp(hours, np.arange(24) + 0.5, shape, period=24)
+        return relative * (self.peak_rps / float(shape.max()))
 
     def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
         grid_s = np.linspace(0, duration_s, 24 * 60 + 1)
         rate = self.rate_rps(grid_s, duration_s)
         expected = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(grid_s))])
         burstiness = self.burstiness or PROFILES[self.profile].burstiness
-        return np.interp(_renewals(expected[-1], burstiness, rng), expected, grid_s)
+        times: FloatArray = np.interp(_renewals(expected[-1], burstiness, rng), expected, grid_s)
+        return times
 
 
 class ClosedLoop(Value):
@@ -149,9 +151,7 @@ class ClosedLoop(Value):
         return np.zeros(self.requests)
 
 
-Arrivals = Annotated[
-    Constant | Poisson | Gamma | Day | ClosedLoop, Field(discriminator="kind")
-]
+Arrivals = Annotated[Constant | Poisson | Gamma | Day | ClosedLoop, Field(discriminator="kind")]
 
 
 def _renewals(expected: float, shape: float, rng: np.random.Generator) -> FloatArray:
@@ -203,9 +203,7 @@ class Workload(Value):
     @model_validator(mode="after")
     def _something_is_left(self) -> Workload:
         if self.warmup_s >= self.duration_s:
-            raise ValueError(
-                f"warmup_s(={self.warmup_s}) must be < duration_s(={self.duration_s})"
-            )
+            raise ValueError(f"warmup_s(={self.warmup_s}) must be < duration_s(={self.duration_s})")
         return self
 
     def schedule(self) -> Schedule:

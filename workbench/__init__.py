@@ -9,7 +9,7 @@ values. Nothing heavy is imported before it is used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _HOME = {
     # stages
@@ -40,7 +40,7 @@ _HOME = {
     "WorkbenchError": "serving.errors",
     "shipped_checkpoint": "workbench.model",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

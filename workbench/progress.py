@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,6 +21,9 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""
@@ -119,7 +122,10 @@ class Stages:
             if name in self.seconds:
                 mark, took = Text("✓", style="green"), f"{self.seconds[name]:.1f} s"
             elif name == self._current:
-                mark, took = Spinner("dots", style="cyan"), f"{time.monotonic() - self._began_s:.0f} s"
+                mark, took = (
+                    Spinner("dots", style="cyan"),
+                    f"{time.monotonic() - self._began_s:.0f} s",
+                )
                 label.stylize("bold")
             else:
                 mark, took = Text("·", style="dim"), ""
@@ -129,3 +135,22 @@ class Stages:
             doing = Text(self._doing, overflow="ellipsis", no_wrap=True) if running else Text("")
             table.add_row(mark, label, Text(took, justify="right"), bar, doing)
         return Group(table)
+
+
+def print_table(table: pd.DataFrame) -> None:
+    """Print a data frame as a table that fits the terminal."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in table.columns:
+        numeric = table[name].dtype.kind in "fi"
+        shown.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(_cell(value) for value in row))
+    Console().print(shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "" if value != value else f"{value:,.4g}"
+    return str(value)

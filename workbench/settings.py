@@ -133,3 +133,21 @@ class Settings(Value):
             seed=self.seed,
             **lengths,
         )
+
+
+QUICK: dict[str, Any] = {
+    "batches": (1, 8),
+    "sweep_tokens": 32,
+    "repeats": 1,
+    "load_shares": (0.1, 0.3),
+    "load_duration_s": 8.0,
+    "served_variants": 1,
+    "peak_replicas": 3,
+    "day_duration_s": 3_600,
+    "trials": 6,
+    "unseen_seeds": (100, 101),
+    "distil_tokens": 30_000,
+    "quality_tokens": 4_096,
+    "quality_tasks": 60,
+}
+"""Reduced sizes that still pass through every stage."""

@@ -1,0 +1,118 @@
+"""Two yardsticks for a plan: the static fleet of the peak, and what nobody can beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.errors import InfeasibleError
+from serving.plan import EngineArgs, Plan, Slo
+from simulations.engine import check_lengths, percentiles, simulate_replica
+from simulations.fleet import Cluster
+from simulations.latency import LatencyModel
+from simulations.simulate import simulate
+from simulations.traffic import Constant, Schedule, Workload
+
+_PROBE_REQUESTS = 10_000
+_SLOWEST_RPS = 1e-3
+_WINDOW_S = 60.0
+
+
+def capacity_rps(
+    workload: Workload, latency: LatencyModel, engine: EngineArgs, slo: Slo, *, seed: int = 0
+) -> float:
+    """The highest rate at which one replica keeps the SLO on evenly spaced requests.
+
+    Even spacing is the kindest traffic, so no arrival process has a higher one. Found by bisection
+    to 1 %, with lengths as the workload draws them; the first quarter of the requests is not
+    counted.
+
+    Raises:  InfeasibleError: even a lone request breaks the SLO.
+    """
+    n = _PROBE_REQUESTS
+    probe = workload.at(
+        arrivals=Constant(rate_rps=1.0), duration_s=float(n), warmup_s=0, seed=workload.seed + seed
+    ).schedule()
+    check_lengths(probe, latency, engine)
+
+    def keeps(rate_rps: float) -> bool:
+        spaced = Schedule(probe.arrived_at_s / rate_rps, probe.prompt_tokens, probe.output_tokens)
+        found = percentiles(simulate_replica(spaced, latency, engine).iloc[n // 4 :])
+        return not any(found[name] > limit for name, limit in slo.limits().items())
+
+    if not keeps(_SLOWEST_RPS):
+        raise InfeasibleError(
+            f"one request at a time already breaks the SLO {slo.limits()}",
+            remedy="Loosen the SLO, shorten the requests or use a faster variant.",
+        )
+    low = high = _SLOWEST_RPS
+    while keeps(high):
+        low, high = high, 2 * high
+    while high - low > 0.01 * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return low
+
+
+def clairvoyant_bound(
+    workload: Workload,
+    latency: LatencyModel,
+    engine: EngineArgs,
+    slo: Slo,
+    *,
+    seed: int = 0,
+    gpus_per_replica: int = 1,
+) -> float:
+    """GPU hours per 24 h of the fewest replicas that could have kept the SLO with the future known.
+
+    In each minute of the seed's traffic: k = ceil(0.99 n / (capacity * (60 s + patience))), where
+    n are the requests that arrive in it, capacity is `capacity_rps` and patience is the latency
+    limit (work may be put off by that much). A lower bound, since replicas come and go in no time,
+    spread requests perfectly, find them evenly spaced, and leave the slowest 1 % unserved; it
+    assumes that each minute's requests have the workload's mix of lengths.
+    """
+    capacity = capacity_rps(workload, latency, engine, slo, seed=seed)
+    arrived_at_s = workload.at(seed=workload.seed + seed).schedule().arrived_at_s
+    counts = np.bincount((arrived_at_s // _WINDOW_S).astype(np.int64))
+    patience_s = slo.ttft_p99_s or slo.e2e_p99_s or _WINDOW_S
+    replicas = np.ceil(0.99 * counts / (capacity * (_WINDOW_S + patience_s)))
+    share_of_day = min(_WINDOW_S, workload.duration_s) / workload.duration_s
+    return float(replicas.sum() * share_of_day * 24 * gpus_per_replica)
+
+
+def static_peak(
+    plan: Plan,
+    workload: Workload,
+    latency: LatencyModel,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    cluster: Cluster | None = None,
+) -> int:
+    """The smallest static fleet that keeps the SLO under the workload, by bisection.
+
+    Raises:  InfeasibleError: four times the peak's need does not keep it either.
+    """
+    capacity = capacity_rps(workload, latency, plan.engine, plan.slo)
+    arrived_at_s = workload.schedule().arrived_at_s
+    counts = np.bincount((arrived_at_s // _WINDOW_S).astype(np.int64))
+    window_s = min(_WINDOW_S, workload.duration_s)
+    guess = max(1, int(np.ceil(counts.max() / window_s / capacity)))
+
+    def keeps(replicas: int) -> bool:
+        static = {"replicas": replicas, "hpa": None, "warm_spares": 0}
+        fleet = Plan.model_validate(plan.model_dump() | static)
+        return simulate(fleet, workload, latency, seeds=seeds, cluster=cluster).keeps_slo
+
+    low, high = 0, guess
+    while not keeps(high):
+        low, high = high, high + max(1, high // 4)
+        if high > 4 * guess + 4:
+            raise InfeasibleError(
+                f"{low} replicas do not keep the SLO {plan.slo.limits()} of plan {plan.name!r}",
+                remedy="Loosen the SLO, lower max_num_seqs or use a faster variant.",
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return high

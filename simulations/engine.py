@@ -1,0 +1,153 @@
+"""One vLLM replica under a schedule of requests, iteration by iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from serving.errors import InputError
+from serving.plan import EngineArgs, Plan
+from serving.values import Estimate
+from simulations._replica import advance
+from simulations._scheduler import enqueue
+from simulations._state import NEVER, Requests, limits_of, new_replicas, new_requests, speed_of
+from simulations.latency import LatencyModel
+from simulations.result import Prediction
+from simulations.traffic import ClosedLoop, Schedule, Workload
+
+COLUMNS = ("ttft", "tpot", "e2e")
+
+
+def simulate_replica(
+    schedule: Schedule,
+    latency: LatencyModel,
+    engine: EngineArgs,
+    *,
+    concurrency: int | None = None,
+    step_by_step: bool = False,
+) -> pd.DataFrame:
+    """Serve a schedule with one replica that is ready from the start, until all are answered.
+
+    Args:    concurrency: closed loop: this many users share the requests, each sending the next one
+                 when the last is answered; arrival times are then outcomes.
+             step_by_step: never sum decode runs in closed form: slower, for comparison.
+    Returns: DataFrame, one row per request in the schedule's order: arrived_at_s, first_token_s,
+             end_s, prompt_tokens, output_tokens, ttft_s, tpot_s (NaN for one token), e2e_s,
+             preemptions.
+    Raises:  InputError: a request that this engine would refuse or could never finish.
+    """
+    check_lengths(schedule, latency, engine)
+    limits = limits_of(latency, engine, closed_loop=concurrency is not None)
+    requests = new_requests(schedule)
+    replica, running = new_replicas(1, limits)
+    first = len(schedule) if concurrency is None else min(concurrency, len(schedule))
+    for i in range(first):
+        enqueue(0, i, schedule.arrived_at_s[i], requests, replica, limits)
+    replica["next_closed"] = first
+    fast = not step_by_step
+    advance(0, NEVER, requests, replica, running, speed_of(latency), limits, fast)
+    return request_frame(requests)
+
+
+def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs) -> None:
+    """Refuse requests that vLLM would refuse, or that fit in no KV cache of this size."""
+    if len(schedule) == 0:
+        return
+    longest = int((schedule.prompt_tokens + schedule.output_tokens).max())
+    if longest > engine.max_model_len:
+        raise InputError(
+            f"a request of prompt + output = {longest} tokens exceeds"
+            f" max_model_len(={engine.max_model_len})",
+            remedy="Raise max_model_len or lower the workload's max_tokens.",
+        )
+    room = (latency.kv_blocks - 1) * latency.block_size_tokens
+    if longest - 1 > room:
+        raise InputError(
+            f"a request of prompt + output = {longest} tokens does not fit the KV cache"
+            f" of {room} tokens",
+            remedy="Give the engine more KV cache or lower the workload's max_tokens.",
+        )
+
+
+def request_frame(requests: Requests) -> pd.DataFrame:
+    """Outcomes as a table: NaN where something never happened."""
+    ttft_s = requests["first_s"] - requests["sent_s"]
+    e2e_s = requests["end_s"] - requests["sent_s"]
+    gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
+    return pd.DataFrame(
+        {
+            "arrived_at_s": requests["sent_s"],
+            "first_token_s": requests["first_s"],
+            "end_s": requests["end_s"],
+            "prompt_tokens": requests["prompt"],
+            "output_tokens": requests["output"],
+            "ttft_s": ttft_s,
+            "tpot_s": (e2e_s - ttft_s) / gaps,
+            "e2e_s": e2e_s,
+            "preemptions": requests["preemptions"],
+        }
+    )
+
+
+def simulate_workload(
+    workload: Workload, latency: LatencyModel, engine: EngineArgs, *, seed: int = 0
+) -> pd.DataFrame:
+    """`simulate_replica` on what a workload draws with `workload.seed + seed`."""
+    schedule = workload.at(seed=workload.seed + seed).schedule()
+    users = workload.arrivals.concurrency if isinstance(workload.arrivals, ClosedLoop) else None
+    return simulate_replica(schedule, latency, engine, concurrency=users)
+
+
+def percentiles(requests: pd.DataFrame) -> dict[str, float]:
+    """{'ttft_p50_s': ..., ..., 'e2e_p99_s': ...} of the rows given."""
+    named: dict[str, float] = {}
+    for column in COLUMNS:
+        values = requests[f"{column}_s"].dropna().to_numpy()
+        for q in (50, 99):
+            named[f"{column}_p{q}_s"] = float(np.percentile(values, q)) if len(values) else np.nan
+    return named
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean with its 95 % t-interval; of one value, the value itself (n says that it is one)."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    half = 0.0
+    if len(array) > 1:
+        half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=len(array))
+
+
+def predict(
+    plan: Plan, latency: LatencyModel, workload: Workload, *, seeds: Sequence[int] = (0, 1, 2)
+) -> Prediction:
+    """What one replica of the plan will show under a workload: the claim that verify tests.
+
+    Percentiles are over requests sent after the warm-up; throughput is their output tokens over
+    the time from the first of them sent to the last answered, as `vllm bench serve` has it.
+
+    Raises:  InputError: no seeds, or nothing is sent after the warm-up.
+    """
+    if not seeds:
+        raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
+    per_seed: list[dict[str, float]] = []
+    for seed in seeds:
+        requests = simulate_workload(workload, latency, plan.engine, seed=seed)
+        counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
+        if counted.empty:
+            raise InputError(
+                f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {seed}",
+                remedy="Lengthen duration_s or raise the rate.",
+            )
+        lasted_s = counted["end_s"].max() - counted["arrived_at_s"].min()
+        tokens_per_s = float(counted["output_tokens"].sum() / lasted_s)
+        per_seed.append({**percentiles(counted), "output_tokens_per_s": tokens_per_s})
+    metrics = {
+        name: estimate([row[name] for row in per_seed])
+        for name in per_seed[0]
+        if not np.isnan(per_seed[0][name])
+    }
+    return Prediction(workload=workload, metrics=metrics)

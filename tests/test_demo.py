@@ -1,0 +1,114 @@
+"""The whole pipeline with reduced sizes, on real vLLM, as a new user would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.e2e]
+DEMO = [sys.executable, "-m", "workbench.cli", "demo", "--quick"]
+
+
+def vllm_processes() -> set[int]:
+    """Processes of vLLM whose ancestor this test is, or whose ancestor is gone."""
+    found = set()
+    for process in psutil.process_iter(["pid", "cmdline", "name"]):
+        text = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+        if "vllm.entrypoints" in text or text.startswith("VLLM::"):
+            found.add(process.info["pid"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("demo")
+    before = vllm_processes()
+    done = subprocess.run(
+        [*DEMO, "--workdir", "runs", "--json"], cwd=home, capture_output=True, text=True
+    )
+    assert done.returncode in (0, 1), done.stderr
+    (home / "rows.json").write_text(done.stdout)
+    assert [path.name for path in home.iterdir() if path.name != "rows.json"] == ["runs"]
+    assert vllm_processes() <= before
+    return home / "runs"
+
+
+def test_the_table_comes_from_this_run(workdir: Path) -> None:
+    rows = json.loads((workdir.parent / "rows.json").read_text())
+    assert rows
+    tuning = pd.read_parquet(workdir / "tune" / "baselines.parquet")
+    printed = {row["fleet"]: row["gpu_hours_per_day"] for row in rows if row.get("fleet")}
+    for name, hours in zip(tuning["name"], tuning["gpu_hours"], strict=True):
+        assert printed[name] == pytest.approx(hours, rel=1e-3)
+
+
+def test_every_variant_was_judged_and_measured(workdir: Path) -> None:
+    cards = [json.loads(path.read_text()) for path in workdir.glob("compress/*/card.json")]
+    assert {card["name"] for card in cards} == {"bf16", "int8-w8a8", "pruned-distilled"}
+    assert all(0 <= card["quality"]["task_accuracy"]["value"] <= 1 for card in cards)
+    points = [json.loads(p.read_text()) for p in workdir.glob("s*/**/measurement.json")]
+    assert {point["variant"]["name"] for point in points if point["mode"] == "offline"} == {
+        card["name"] for card in cards
+    }
+    assert any(point["mode"] == "server" for point in points)
+
+
+def test_the_trail_is_in_mlflow(workdir: Path) -> None:
+    with sqlite3.connect(workdir / "mlflow.db") as store:
+        stages = {row[0] for row in store.execute("select value from tags where key='stage'")}
+        metrics = {row[0] for row in store.execute("select distinct key from metrics")}
+    assert len(stages) >= 5
+    assert {"ttft_p99_s", "output_tokens_per_s"} <= metrics
+
+
+def test_the_bundle_and_the_report_are_whole(workdir: Path) -> None:
+    from workbench.export import check
+
+    check(workdir / "export" / "bundle")
+    page = (workdir / "report.html").read_text()
+    assert "plotly" in page
+    verification = json.loads((workdir / "verify" / "verification.json").read_text())
+    assert verification
+
+
+def test_a_second_run_does_nothing_again(workdir: Path) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")}
+    began = time.monotonic()
+    done = subprocess.run(
+        [*DEMO, "--workdir", str(workdir), "--json"], capture_output=True, text=True
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")} == stamps
+    assert json.loads(done.stdout) == json.loads((workdir.parent / "rows.json").read_text())
+    assert time.monotonic() - began < 60  # no engine was started
+
+
+def test_ctrl_c_leaves_no_process_and_keeps_finished_work(workdir: Path, tmp_path: Path) -> None:
+    before = vllm_processes()
+    home = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*DEMO, "--workdir", str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not (home / "sweep" / "begun.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Finished work is kept" in said
+    assert (home / "compress" / "done.json").exists()
+    assert vllm_processes() <= before

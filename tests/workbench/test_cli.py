@@ -1,0 +1,78 @@
+"""The command line: help with examples, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = [
+    *("demo", "compress", "measure", "fit", "simulate", "tune", "export", "verify", "report"),
+    "model train",
+]
+
+
+def workbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workbench.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    done = workbench(*command.split(), "--help")
+    assert done.returncode == 0
+    assert f"Example: workbench {command}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demo", "--model", "/no/such/model"], ["'/no/such/model'", "config.json", "save_pre"]),
+        (["measure", "--rates", "1,-2"], ["rates_rps", "-2", "> 0"]),
+        (["measure", "--rates", "fast"], ["--rates(='fast')", "1,2,4"]),
+        (["measure", "--batches", "64"], ["64", "max_num_seqs(=32)"]),
+        (["tune", "--ttft-p99", "-1"], ["ttft_p99_s", "-1", "greater than 0"]),
+        (["tune", "--trials", "0"], ["trials", "0"]),
+        (["demo", "--peak-rps", "0"], ["peak_rps", "0"]),
+        (["tune"], ["compress", "first"]),
+        (["report"], ["first"]),
+        (["demo", "--workdir", "/proc/none"], ["/proc/none", "Choose"]),
+    ],
+)
+def test_bad_input_is_one_line_with_the_value(
+    arguments: list[str], says: list[str], tmp_path: Path
+) -> None:
+    if "--workdir" not in arguments:
+        arguments = [*arguments, "--workdir", str(tmp_path / "runs")]
+    done = workbench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    for part in says:
+        assert part in lines[0]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = workbench("demo", "--model", "/no/such/model", "--workdir", str(tmp_path), "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "ModelError" in done.stderr
+
+
+def test_an_unknown_option_is_refused() -> None:
+    done = workbench("demo", "--modle", "x")
+    assert done.returncode == 2
+    assert "--modle" in done.stderr
+
+
+def test_nothing_is_written_outside_the_workdir(tmp_path: Path) -> None:
+    workbench("tune", "--workdir", "data", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -1,0 +1,264 @@
+"""What lands in a real SQLite store, and that it lands there once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from workbench.settings import Settings
+from workbench.track import PipelineRun, Tracker
+
+if TYPE_CHECKING:
+    from conftest import Results
+
+
+def log_all(run: PipelineRun, results: Results, bundle: Path) -> None:
+    for variant in results.variants:
+        run.variant(variant)
+    for measurement in results.measurements[:20]:
+        run.measurement(measurement, bundle)
+    run.sweeps(results.measurements)
+    for model in results.latency_models:
+        run.fit(model)
+    run.tune(results.tuning)
+    run.export(bundle, results.tuning.winner)
+    run.verify(results.verification)
+    run.metrics({"gpu_hours": 61.0})
+    run.artifact(bundle / "plan.json")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "winner"
+    (folder / "manifests").mkdir(parents=True)
+    (folder / "plan.json").write_text("{}")
+    (folder / "manifests" / "hpa.yaml").write_text("kind: HorizontalPodAutoscaler")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tracked(
+    results: Results, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tracker, float]:
+    """A store with a whole pipeline in it, and the seconds that took."""
+    tracker = Tracker(tmp_path_factory.mktemp("work") / "runs")
+    began_s = time.monotonic()
+    with tracker.pipeline_run("demo", Settings()) as run:
+        log_all(run, results, bundle)
+    return tracker, time.monotonic() - began_s
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """A second store: making one takes seconds, so that tests share it under names of their own."""
+    return Tracker(tmp_path_factory.mktemp("work") / "my runs")
+
+
+def test_a_whole_demo_is_tracked_quickly(tracked: tuple[Tracker, float]) -> None:
+    tracker, took_s = tracked
+    assert len(tracker.runs()) > 30
+    assert took_s < 15
+
+
+def test_every_stage_is_a_child_of_the_pipeline_run(tracked: tuple[Tracker, float]) -> None:
+    runs = tracked[0].runs()
+    parent = runs[runs["stage"] == "pipeline"]
+    assert list(parent["name"]) == ["demo"]
+    assert parent.iloc[0]["trials"] == "40"
+    children = runs[runs["stage"] != "pipeline"]
+    assert set(children["parent_run_id"]) == set(parent["run_id"])
+    expected = {"compress", "measure", "sweep", "fit", "baseline", "tune", "export", "verify"}
+    assert set(children["stage"]) == expected
+
+
+def test_variants_share_metric_names(tracked: tuple[Tracker, float], results: Results) -> None:
+    measured = tracked[0].runs("measure")
+    assert not measured[["ttft_p99_s", "tpot_p50_s", "output_tokens_per_s"]].isna().any().any()
+    first = results.measurements[0]
+    row = measured[measured["name"] == first.name].iloc[0]
+    assert row["output_tokens_per_s"] == pytest.approx(first.summary()["output_tokens_per_s"])
+    assert (row["variant"], row["mode"], row["batch"]) == ("parent", "offline", "1")
+    assert row["hardware"] == first.environment.hardware
+    assert row["version.vllm"] == first.environment.versions["vllm"]
+
+
+def test_baselines_and_winner_are_comparable(tracked: tuple[Tracker, float]) -> None:
+    runs = tracked[0].runs()
+    compared = runs[runs["stage"].isin(["baseline", "tune"])].set_index("candidate")
+    assert compared.loc["winner", "gpu_hours"] == 61.0
+    assert compared.loc["static", "gpu_hours"] == 98.0
+    assert compared.loc["article", "keeps_slo"] == 0
+    assert compared.loc["winner", "low/gpu_hours"] < 61.0 < compared.loc["winner", "high/gpu_hours"]
+
+
+def test_sweeps_are_curves_over_the_batch_size(
+    tracked: tuple[Tracker, float], results: Results
+) -> None:
+    tracker = tracked[0]
+    sweep = tracker.runs("sweep").set_index("name").loc["int8 offline by batch"]
+    history = tracker._client.get_metric_history(sweep["run_id"], "output_tokens_per_s")
+    assert [point.step for point in history] == [1, 2, 4, 8, 16, 32]
+    repeats = [
+        m.summary()["output_tokens_per_s"]
+        for m in results.measurements
+        if m.variant.name == "int8" and m.batch == 8
+    ]
+    assert history[3].value == pytest.approx(sum(repeats) / len(repeats))
+
+
+def test_artifacts_hold_the_files(tracked: tuple[Tracker, float], tmp_path: Path) -> None:
+    tracker = tracked[0]
+    client = tracker._client
+    export = tracker.runs("export").iloc[0]
+    folder = Path(client.download_artifacts(export["run_id"], "bundle", str(tmp_path)))
+    assert (folder / "manifests" / "hpa.yaml").read_text() == "kind: HorizontalPodAutoscaler"
+    winner = tracker.runs("tune").iloc[0]
+    plan = Path(client.download_artifacts(winner["run_id"], "plan.json", str(tmp_path)))
+    assert json.loads(plan.read_text())["warm_spares"] == 1
+
+
+def test_a_resumed_run_adds_nothing_twice(
+    tracked: tuple[Tracker, float], results: Results, bundle: Path
+) -> None:
+    tracker = tracked[0]
+    before = tracker.runs()
+    home = Path(tracker.ui_uri.removeprefix("sqlite:///")).parent
+    with Tracker(home).pipeline_run("demo", Settings()) as run:
+        log_all(run, results, bundle)
+    assert set(tracker.runs()["run_id"]) == set(before["run_id"])
+
+
+def test_other_results_and_settings_are_other_runs(results: Results, spare: Tracker) -> None:
+    tracker = spare
+    variant = results.variants[0]
+    with tracker.pipeline_run("demo", {"seed": 0}) as run:
+        first = run.variant(variant)
+        assert run.variant(variant) == first
+        assert run.variant(variant.model_copy(update={"size_bytes": 1})) != first
+    with tracker.pipeline_run("demo", {"seed": 1}) as other:
+        assert other.run_id != run.run_id
+        assert other.variant(variant) != first
+
+
+def test_what_a_killed_process_left_is_logged_again(results: Results, spare: Tracker) -> None:
+    tracker = spare
+    with tracker.pipeline_run("killed") as run:
+        cut_off = run.variant(results.variants[0])
+        tracker._client.update_run(cut_off, status="RUNNING")
+        again = run.variant(results.variants[0])
+        assert again != cut_off
+        found = tracker.runs("compress")
+        assert list(found[found["parent_run_id"] == run.run_id]["run_id"]) == [again]
+
+
+def test_a_failed_pipeline_says_so_and_can_go_on(spare: Tracker) -> None:
+    tracker = spare
+    with pytest.raises(RuntimeError, match="out of memory"), tracker.pipeline_run("fails") as run:
+        raise RuntimeError("out of memory")
+    assert tracker._client.get_run(run.run_id).info.status == "FAILED"
+    with tracker.pipeline_run("fails") as again:
+        assert again.run_id == run.run_id
+    assert tracker._client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_weights_are_listed_and_not_copied(
+    results: Results,
+    bundle: Path,
+    spare: Tracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workbench.track.store._LARGEST_ARTIFACT_BYTES", 10)
+    tracker = spare
+    with tracker.pipeline_run("weights") as run:
+        exported = run.export(bundle, results.tuning.winner)
+    client = tracker._client
+    assert [f.path for f in client.list_artifacts(exported, "bundle")] == ["bundle/plan.json"]
+    listed = Path(client.download_artifacts(exported, "files.json", str(tmp_path)))
+    assert "manifests/hpa.yaml" in json.loads(listed.read_text())
+
+
+def test_nothing_is_printed_and_nothing_written_elsewhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    code = (
+        "from pathlib import Path; from workbench.track import Tracker\n"
+        "tracker = Tracker(Path('../runs'))\n"
+        "with tracker.pipeline_run('demo'): pass\n"
+        "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'"
+    )
+    root = str(Path(__file__).parents[3])
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("MLFLOW")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=elsewhere,
+        env={**kept, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
+
+
+def test_ui_command_can_be_pasted(spare: Tracker) -> None:
+    words = shlex.split(spare.ui_command())
+    assert words[:3] == ["mlflow", "ui", "--backend-store-uri"]
+    assert Path(words[3].removeprefix("sqlite:///")).is_file()
+    assert "my runs" in words[3]
+
+
+def answer(url: str, process: subprocess.Popen[bytes], within_s: float = 120) -> str:
+    """What a server that is starting says, as soon as it says something."""
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None, "mlflow ui died"
+        try:
+            return urllib.request.urlopen(url, timeout=10).read().decode()
+        except urllib.error.URLError:
+            time.sleep(0.2)
+    raise AssertionError(f"{url} did not answer within {within_s} s")
+
+
+@pytest.mark.slow
+def test_the_real_ui_serves_what_was_tracked(
+    tracked: tuple[Tracker, float], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = shlex.split(tracked[0].ui_command())[1:]
+    options = ["--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command, *options],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        here = f"http://127.0.0.1:{port}"
+        assert "<title>MLflow</title>" in answer(here, process)
+        request = urllib.request.Request(
+            f"{here}/api/2.0/mlflow/runs/search",
+            data=json.dumps({"experiment_ids": [tracked[0].experiment_id]}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        runs = json.load(urllib.request.urlopen(request, timeout=30))["runs"]
+        assert len(runs) == len(tracked[0].runs())
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

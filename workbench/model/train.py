@@ -1,0 +1,252 @@
+"""The recipe that made the shipped checkpoint: `train(folder)` makes it again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from workbench.model.batches import IGNORED, Batch, token_batches
+from workbench.model.card import write_card
+from workbench.model.corpus import documents
+from workbench.model.shape import ModelShape, build_model
+from workbench.model.tokenizer import train_tokenizer
+
+SEQ_LEN = 256
+MUON_LR = 0.03
+ADAMW_LR = 0.012
+WARMUP_STEPS = 50
+DECAY_SHARE = 0.5
+CHECKPOINT_EVERY = 100
+ANSWER_WEIGHT = 3.0  # answers are a tenth of what is learnt, but what the tasks are judged by
+_RESUME_FILE, _CARD = "resume.pt", "card.json"
+
+OnProgress = Callable[[int, int, float, float], None]
+
+
+class ResumeError(ValueError):
+    """The folder holds another run than the one that was asked for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result of a run depends on, besides the code and the hardware."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    task_share: float
+    shape: ModelShape
+
+
+@dataclass
+class _Run:
+    """A run between two steps: what a checkpoint keeps."""
+
+    model: LlamaForCausalLM
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    wall_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    out: Path,
+    *,
+    seed: int = 0,
+    steps: int = 2400,
+    config: ModelShape = ModelShape(),  # noqa: B008  (frozen)
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+    resume: bool = True,
+    batch_size: int = 16,
+    task_share: float = 0.5,
+) -> Path:
+    """Train a chat model on the standard library's text and on generated tasks.
+
+    Muon moves the matrices and AdamW the rest, with a warm-up and a long decay. On a CPU the same
+    seed and number of threads give the same losses. Every CHECKPOINT_EVERY steps the run is kept
+    in `out`, so that after a crash or an interrupt the next call goes on from there. With its
+    defaults the call makes the shipped checkpoint.
+
+    Args:    out: folder where weights, tokenizer and card.json lie at the end.
+             seed: initial weights, order of the text, and questions.
+             steps: optimiser steps of batch_size rows of 256 tokens.
+             config: the model's shape.
+             device: "auto", "cpu" or "cuda"; auto takes the GPU if there is one.
+             on_progress: called with step, total, loss and tokens per second after each step.
+             resume: go on with a run kept in `out`; False starts anew.
+             batch_size, task_share: rows in a batch, and the share of them that hold chats.
+    Returns: out; at once, if it already holds this very run, finished.
+    Raises:  ResumeError: out holds a run with another recipe.
+             ValueError: steps below 1, or what `token_batches` refuses.
+    """
+    if steps < 1:
+        raise ValueError(f"steps(={steps}) must be at least 1")
+    out = Path(out)
+    recipe = Recipe(seed, steps, batch_size, task_share, config)
+    where = torch.device(_pick(device))
+    if resume and _is_finished(out, recipe):
+        return out
+    saved = _load(out, recipe) if resume else None
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _CARD).unlink(missing_ok=True)
+    tokenizer: PreTrainedTokenizerBase = train_tokenizer(
+        documents("train"), vocab_size=config.vocab, max_tokens=config.max_tokens
+    )
+    run = _start(recipe, tokenizer, where, saved)
+    _optimise(run, recipe, tokenizer, where, out, on_progress)
+    run.model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_card(out, recipe=asdict(recipe), losses=run.losses, wall_s=run.wall_s, seq_len=SEQ_LEN)
+    (out / _RESUME_FILE).unlink()
+    return out
+
+
+def _pick(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device(={device!r}) must be "auto", "cpu" or "cuda"')
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _start(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    where: torch.device,
+    saved: dict[str, Any] | None,
+) -> _Run:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe.shape, tokenizer).to(where)
+    run = _Run(model, _optimizers(model, recipe.shape))
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        run.step, run.wall_s, run.losses = saved["step"], saved["wall_s"], saved["losses"]
+    return run
+
+
+def _optimizers(model: LlamaForCausalLM, shape: ModelShape) -> list[torch.optim.Optimizer]:
+    """Muon's steps suit any width; AdamW's shrink with the root of it, as is usual."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01),
+        torch.optim.AdamW(
+            rest, lr=ADAMW_LR * (256 / shape.hidden) ** 0.5, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _optimise(
+    run: _Run,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    where: torch.device,
+    out: Path,
+    on_progress: OnProgress | None,
+) -> None:
+    batches = token_batches(
+        tokenizer,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        seq_len=SEQ_LEN,
+        task_share=recipe.task_share,
+        start=run.step,
+    )
+    run.model.train()
+    while run.step < recipe.steps:
+        began = time.perf_counter()
+        for optimizer in run.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * _schedule(run.step, recipe.steps)
+        loss = _loss(run.model, next(batches), where)
+        loss.backward()
+        for optimizer in run.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        run.losses.append(loss.item())
+        took = time.perf_counter() - began
+        run.step += 1
+        run.wall_s += took
+        if run.step % CHECKPOINT_EVERY == 0 or run.step == recipe.steps:
+            _save(out, recipe, run)
+        if on_progress is not None:
+            tokens = recipe.batch_size * SEQ_LEN
+            on_progress(run.step, recipe.steps, run.losses[-1], tokens / took)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Learning rate as a share of its peak: linear warm-up, level, linear decay to nothing."""
+    warm = min(WARMUP_STEPS, max(1, steps // 10))
+    return min((step + 1) / warm, 1.0, (steps - step) / (steps * DECAY_SHARE))
+
+
+def _loss(model: LlamaForCausalLM, batch: Batch, where: torch.device) -> torch.Tensor:
+    """Weighted mean cross entropy of what is learnt; no logits are made for the rest."""
+    with torch.autocast(where.type, torch.bfloat16, enabled=_bf16_pays(where)):
+        hidden = model.model(input_ids=batch.input_ids.to(where)).last_hidden_state
+        labels = batch.labels[:, 1:].to(where)
+        learnt = labels != IGNORED
+        logits = model.lm_head(hidden[:, :-1][learnt])
+    loss = F.cross_entropy(logits.float(), labels[learnt], reduction="none")
+    is_chat = ~learnt.all(dim=1, keepdim=True)  # text is learnt whole, of chats only the answers
+    weight = torch.where(is_chat, ANSWER_WEIGHT, 1.0).expand_as(labels)[learnt]
+    return (loss * weight).sum() / weight.sum()
+
+
+def _bf16_pays(where: torch.device) -> bool:
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _save(out: Path, recipe: Recipe, run: _Run) -> None:
+    """Keep the run; the old checkpoint stays whole until the new one is."""
+    state = {
+        "recipe": asdict(recipe),
+        "model": run.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "step": run.step,
+        "wall_s": run.wall_s,
+        "losses": run.losses,
+    }
+    part = out / (_RESUME_FILE + ".part")
+    torch.save(state, part)
+    part.replace(out / _RESUME_FILE)
+
+
+def _load(out: Path, recipe: Recipe) -> dict[str, Any] | None:
+    if not (out / _RESUME_FILE).exists():
+        return None
+    saved: dict[str, Any] = torch.load(out / _RESUME_FILE, map_location="cpu")
+    _check_same(out, saved["recipe"], recipe)
+    return saved
+
+
+def _is_finished(out: Path, recipe: Recipe) -> bool:
+    if not (out / _CARD).exists():
+        return False
+    _check_same(out, json.loads((out / _CARD).read_text())["recipe"], recipe)
+    return True
+
+
+def _check_same(out: Path, found: dict[str, Any], recipe: Recipe) -> None:
+    if found != asdict(recipe):
+        raise ResumeError(
+            f"{out} holds a run with {found}, not {asdict(recipe)}: take another folder, or "
+            "resume=False to overwrite it"
+        )

@@ -1,0 +1,219 @@
+"""Figures of what was simulated, tuned and verified, for the report and for notebooks alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from serving.plan import Slo
+from simulations.result import Prediction, SimResult
+from workbench.report import theme
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workbench.tune import Tuning
+    from workbench.verify import Verification
+
+METRIC_NAMES = {
+    "ttft_p50_s": "TTFT p50",
+    "ttft_p99_s": "TTFT p99",
+    "tpot_p50_s": "TPOT p50",
+    "tpot_p99_s": "TPOT p99",
+    "e2e_p50_s": "E2E p50",
+    "e2e_p99_s": "E2E p99",
+    "output_tokens_per_s": "output tokens/s",
+}
+_MOST_MOMENTS = 1_440
+
+
+def replicas_over_day(result: SimResult) -> go.Figure:
+    """Offered rate above, replicas that are ready and that the autoscaler wants below."""
+    table = result.timeline
+    table = table.iloc[:: max(1, -(-len(table) // _MOST_MOMENTS))]
+    hours = table["t_s"] / 3600
+    figure = theme.canvas(
+        "One simulated day of the winner",
+        theme.axis("hours", anchor="y2", dtick=4 if hours.max() > 12 else None),
+        theme.axis("requests per second", domain=[0.62, 1.0], rangemode="tozero"),
+        yaxis2=theme.axis("replicas", domain=[0, 0.52], rangemode="tozero", anchor="x"),
+        height=460,
+        hovermode="x",
+    )
+    figure.update_layout(legend_y=-0.14)
+    figure.add_scatter(
+        x=hours,
+        y=table["offered_rps"],
+        name="offered rate",
+        fill="tozeroy",
+        fillcolor="rgba(86,180,233,0.25)",
+        line={"color": theme.SKY, "width": 1.2},
+        hovertemplate="%{y:.1f} requests/s",
+    )
+    for column, name, colour, dash in (
+        ("replicas_desired", "replicas wanted", theme.ORANGE, "dot"),
+        ("replicas_ready", "replicas ready", theme.BLUE, "solid"),
+    ):
+        figure.add_scatter(
+            x=hours,
+            y=table[column],
+            name=name,
+            yaxis="y2",
+            line={"color": colour, "dash": dash, "width": 2, "shape": "hv"},
+            hovertemplate="%{y:.0f}",
+        )
+    return figure
+
+
+def candidates(tuning: Tuning) -> pd.DataFrame:
+    """The baselines and the winner in one table, the cheapest first.
+
+    Returns: columns name, gpu_hours, cost_usd, ttft_p99_s, slo_attainment, keeps_slo, is_winner.
+    """
+    result = tuning.winner_result
+    columns = ["gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment"]
+    winner: dict[str, Any] = {name: result.metrics[name].value for name in columns}
+    winner |= {"name": tuning.winner.name, "keeps_slo": result.keeps_slo}
+    others = tuning.baselines[tuning.baselines["name"] != tuning.winner.name]
+    known = others[["name", *columns, "keeps_slo"]].assign(is_winner=False)
+    table = pd.concat([known, pd.DataFrame([winner]).assign(is_winner=True)], ignore_index=True)
+    return table.sort_values("gpu_hours", kind="stable", ignore_index=True)
+
+
+def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
+    """Every trial by its GPU hours and p99 TTFT, with the baselines and the winner."""
+    trials = tuning.trials.dropna(subset=["gpu_hours", "ttft_p99_s"])
+    others = candidates(tuning)
+    figure = theme.canvas(
+        "What the search tried",
+        theme.axis("GPU hours per day", rangemode="tozero"),
+        theme.log_axis("TTFT p99 (s)", [*trials["ttft_p99_s"], *others["ttft_p99_s"]]),
+    )
+    kept = trials["keeps_slo"].astype(bool)
+    for keeps, name, symbol, colour in (
+        (True, "trial, keeps the SLO", "circle", theme.BLUE),
+        (False, "trial, breaks it", "x-thin-open", theme.GREY),
+    ):
+        part = trials[kept == keeps]
+        figure.add_scatter(
+            x=part["gpu_hours"],
+            y=part["ttft_p99_s"],
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "color": colour, "size": 8, "opacity": 0.75},
+            customdata=part["number"],
+            hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.3g} s",
+        )
+    looks = theme.looks(others.loc[~others["is_winner"], "name"])
+    for row in others.dropna(subset=["ttft_p99_s"]).itertuples():
+        figure.add_scatter(
+            x=[row.gpu_hours],
+            y=[row.ttft_p99_s],
+            mode="markers",
+            name="winner" if row.is_winner else row.name,
+            marker={
+                "symbol": "star" if row.is_winner else "diamond",
+                "size": 17 if row.is_winner else 11,
+                "color": theme.VERMILION if row.is_winner else looks[row.name].colour,
+                "line": {"width": 1, "color": "white"},
+            },
+            hovertemplate="%{x:.1f} GPU hours, %{y:.3g} s",
+        )
+    if slo.ttft_p99_s is not None:
+        theme.limit_line(figure, slo.ttft_p99_s, "SLO TTFT p99")
+    return figure
+
+
+def cost_of_candidates(tuning: Tuning) -> go.Figure:
+    """GPU hours a day of each candidate; hatched where it breaks the SLO, attainment beside it."""
+    table = candidates(tuning).iloc[::-1]
+    keeps = table["keeps_slo"].astype(bool)
+    figure = theme.canvas(
+        "What each choice costs a day",
+        # Room for the labels, which stand outside the bars.
+        theme.axis("GPU hours per day", range=[0, 1.65 * table["gpu_hours"].max()]),
+        theme.axis("", ticklabelstandoff=6, categoryarray=list(table["name"])),
+        barmode="overlay",
+    )
+    won = table["is_winner"]
+    for name, part, colour, hatch in (
+        ("winner", won, theme.VERMILION, ""),
+        ("keeps the SLO", keeps & ~won, theme.BLUE, ""),
+        ("breaks the SLO", ~keeps & ~won, theme.GREY, "/"),
+    ):
+        rows = table[part]
+        if rows.empty:
+            continue
+        figure.add_bar(
+            x=rows["gpu_hours"],
+            y=rows["name"],
+            name=name,
+            orientation="h",
+            text=[
+                f"{hours:,.0f} h{_attainment(share)}"
+                for hours, share in zip(rows["gpu_hours"], rows["slo_attainment"], strict=True)
+            ],
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": colour,
+                "pattern": {"shape": hatch, "bgcolor": colour, "fgcolor": "white"},
+            },
+            hovertemplate="%{y}: %{x:.1f} GPU hours",
+        )
+    return figure
+
+
+def prediction_check(verification: Verification, prediction: Prediction | None = None) -> go.Figure:
+    """Measured over predicted for each metric, within what was tolerated.
+
+    The wide band is the tolerance, the narrow one the interval of the prediction over seeds.
+    """
+    rows = verification.rows.iloc[::-1]
+    names = [METRIC_NAMES.get(name, name) for name in rows["metric"]]
+    figure = theme.canvas(
+        "Measured against predicted",
+        theme.axis("deviation from the prediction (%)"),
+        theme.axis("", ticklabelstandoff=6),
+        height=max(280, 120 + 34 * len(rows)),
+        barmode="overlay",
+    )
+    low = 100 * (rows["low"] / rows["predicted"] - 1)
+    high = 100 * (rows["high"] / rows["predicted"] - 1)
+    bars = (
+        ("tolerance", -100 * rows["tolerance"], 200 * rows["tolerance"], 0.75, "0.16"),
+        ("predicted interval", low, high - low, 0.3, "0.55"),
+    )
+    for name, base, width, thickness, opacity in bars:
+        figure.add_bar(
+            x=width,
+            base=base,
+            y=names,
+            orientation="h",
+            name=name,
+            width=thickness,
+            marker={"color": f"rgba(86,180,233,{opacity})"},
+            hoverinfo="skip",
+        )
+    deviation = 100 * (rows["measured"] / rows["predicted"] - 1)
+    holds = rows["holds"].astype(bool).to_numpy()
+    for keeps, name, symbol, colour in (
+        (True, "measured, holds", "circle", theme.GREEN),
+        (False, "measured, does not hold", "x", theme.VERMILION),
+    ):
+        if not (holds == keeps).any():
+            continue
+        figure.add_scatter(
+            x=deviation[holds == keeps],
+            y=[label for label, hold in zip(names, holds, strict=True) if hold == keeps],
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "color": colour, "size": 11},
+            hovertemplate="%{y}: %{x:+.1f} %",
+        )
+    return figure
+
+
+def _attainment(share: float) -> str:
+    return "" if pd.isna(share) else f", {100 * share:.4g} % in SLO"

@@ -1,0 +1,32 @@
+"""Numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import math
+
+
+def seconds(value_s: float) -> str:
+    """0.0421 is '42.1 ms', 1.26 is '1.26 s'."""
+    if not math.isfinite(value_s):
+        return "–"
+    return ms(1e3 * value_s) if value_s < 1 else f"{value_s:.3g} s"
+
+
+def ms(value_ms: float) -> str:
+    """Milliseconds to three digits."""
+    return f"{value_ms:.3g} ms" if value_ms < 1000 else f"{value_ms / 1e3:.3g} s"
+
+
+def percent(share: float) -> str:
+    """0.0731 is '7.3 %'; just below 100 % with one digit more."""
+    if not math.isfinite(share):
+        return "–"
+    value = 100 * share
+    digits = 2 if 99.5 < value < 100 else 1
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
+def share_change(value: float, base: float) -> str:
+    """'12 % fewer' or '8 % more' than a base."""
+    change = value / base - 1
+    return f"{abs(100 * change):.0f} % {'fewer' if change <= 0 else 'more'}"
