@@ -21,6 +21,14 @@ class WorkbenchError(Exception):
         self.problem = problem
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross processes whole."""
+        return _again, (type(self), self.problem, self.remedy)
+
+
+def _again(kind: type[WorkbenchError], problem: str, remedy: str) -> WorkbenchError:
+    return kind(problem, remedy=remedy)
+
 
 class InputError(WorkbenchError):
     """A value, path or option that cannot work."""

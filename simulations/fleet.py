@@ -18,6 +18,7 @@ from pydantic import Field
 
 from serving.plan import Plan
 from serving.values import Value
+from simulations.control import Controller, Observation, PodStatus
 from simulations.dataplane import DataPlane, Reading
 from simulations.latency import LatencyModel
 from simulations.telemetry import Scrape, Telemetry
@@ -54,12 +55,18 @@ class Pod:
     phase: Literal["Pending", "Running"] = "Pending"
     bound_s: float = np.inf
     """When it got its GPUs, which it keeps until it is gone."""
+    started_s: float | None = None
     ready_s: float = np.inf
     gone_s: float = np.inf
     deleted: bool = False
     row: int = -1
     """Its row in the data plane; -1 while it is not ready."""
     process: simpy.Process | None = field(default=None, repr=False)
+
+    def status(self) -> PodStatus:
+        ready = self.row >= 0
+        since_s = self.ready_s if ready else self.created_s
+        return PodStatus(self.number, self.phase, ready, self.started_s, since_s)
 
     def gpu_held_s(self, until_s: float) -> float:
         return max(0.0, min(self.gone_s, until_s) - min(self.bound_s, until_s))
@@ -76,6 +83,8 @@ def _mean(values: Iterable[float]) -> float:
 class Fleet:
     """One run: traffic on a plan's pods, with its autoscaler where it has one.
 
+    A static plan needs no controller.
+
     Warm spares are standby pods: the fleet holds `desired + warm_spares`, of which the `desired`
     that have been ready longest serve. A scale-up promotes spares at once and starts new ones
     behind them. The autoscaler sees the serving pods and those still starting on their behalf,
@@ -88,12 +97,14 @@ class Fleet:
         schedule: Schedule,
         latency: LatencyModel,
         cluster: Cluster,
+        controller: Controller | None,
         *,
         duration_s: float,
         rng: np.random.Generator,
     ) -> None:
         self.plan = plan
         self.cluster = cluster
+        self._controller = controller
         self.duration_s = duration_s
         self.data = DataPlane(schedule, latency, plan.engine)
         self.pods: list[Pod] = []
@@ -129,8 +140,8 @@ class Fleet:
         for _ in range(self.desired + self.plan.warm_spares):
             self._create(started=True)
         self._env.process(self._scrape())
-        if self.plan.hpa is not None:
-            self._env.process(self._autoscale())
+        if self._controller is not None:
+            self._env.process(self._autoscale(self._controller))
         steps = 20
         for step in range(1, steps + 1):
             self._env.run(until=self.duration_s * step / steps)
@@ -172,9 +183,9 @@ class Fleet:
             pod.bound_s = self._env.now
             if not started:
                 yield self._env.timeout(self._cold.pull_s)
-                pod.phase = "Running"
+            pod.phase, pod.started_s = "Running", self._env.now
+            if not started:
                 yield self._env.timeout(self._cold.start_s)
-            pod.phase = "Running"
             self._settle()
             pod.row = self.data.add()
             pod.ready_s = self._env.now
@@ -247,11 +258,29 @@ class Fleet:
             }
         )
 
-    def _autoscale(self) -> Process:
+    def _autoscale(self, controller: Controller) -> Process:
         yield self._env.timeout(self._sync_phase_s)
         while True:
-            raise NotImplementedError
+            self._settle()
+            self._scale(controller.desired(self._observe()))
             yield self._env.timeout(self.cluster.sync_period_s)
+
+    def _observe(self) -> Observation:
+        now_s = self._env.now
+        shown = self._ordered()[: self.desired]
+        numbers = {pod.number for pod in shown}
+
+        def per_pod(metric: str) -> dict[int, float]:
+            values = self._telemetry.visible(metric, now_s)
+            return {number: value for number, value in values.items() if number in numbers}
+
+        return Observation(
+            now_s=now_s,
+            current=self.desired,
+            pods=tuple(pod.status() for pod in shown),
+            per_pod=per_pod,
+            total=lambda metric: self._telemetry.over_all(metric, numbers, now_s),
+        )
 
     # -- accounts --------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Prediction(Value):
 
 @dataclass(frozen=True)
 class SimResult:
-    """A simulated day of a fleet, with intervals over seeds.
+    """A simulated day of a fleet, with intervals over seeds. Utilisation and shares are 0 to 1.
 
     Attributes:
         plan_name: which plan was simulated.

@@ -10,6 +10,7 @@ import pandas as pd
 from serving.errors import InputError
 from serving.plan import Plan, Slo
 from simulations.alerts import alerts
+from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet
 from simulations.latency import LatencyModel
@@ -97,7 +98,10 @@ def _one_run(
     schedule = workload.at(seed=entropy).schedule()
     check_lengths(schedule, latency, plan.engine)
     rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,)))
-    fleet = Fleet(plan, schedule, latency, cluster, duration_s=workload.duration_s, rng=rng)
+    controller = None if plan.hpa is None else HpaController(plan.hpa)
+    fleet = Fleet(
+        plan, schedule, latency, cluster, controller, duration_s=workload.duration_s, rng=rng
+    )
     timeline = fleet.run(report)
     requests = request_frame(fleet.data.requests)
     counted = requests[requests["arrived_at_s"] >= workload.warmup_s]

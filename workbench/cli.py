@@ -168,7 +168,7 @@ def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
     pipeline = Pipeline(workdir, Settings(), ())
     with _display(pipeline, f"Verify {bundle}", as_json=as_json) as on_progress:
         found = verify_bundle(bundle, folder=workdir / "verify-bundle", on_progress=on_progress)
-    _print(found.table(), as_json=as_json)
+    _print(found.rows, as_json=as_json)
     if not found.holds:
         _leave(1)
 

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InputError
+from serving.errors import EngineError, InputError, WorkbenchError
 from serving.values import Value
 from workbench.progress import OnProgress, Stages, quiet
 
@@ -41,6 +44,8 @@ class Stage:
         inputs: names of the settings that its result depends on.
         after: stages whose results it reads.
         work: does it: (pipeline, folder, on_progress).
+        apart: in a process of its own, which gives its memory back and keeps libraries that patch
+            each other (llmcompressor, vLLM) from meeting.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Stage:
     inputs: tuple[str, ...]
     after: tuple[str, ...]
     work: Callable[[Pipeline, Path, OnProgress], None]
+    apart: bool = False
 
 
 class Pipeline:
@@ -110,7 +116,10 @@ class Pipeline:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         begun.write_text(json.dumps(key))
-        stage.work(self, folder, on_progress)
+        if stage.apart:
+            _work_apart(self, stage.name, on_progress)
+        else:
+            stage.work(self, folder, on_progress)
         begun.replace(folder / "done.json")
 
     def _key(self, stage: Stage) -> str:
@@ -131,6 +140,52 @@ class Pipeline:
                     f" {self.workdir} does not have for these settings",
                     remedy=f"Run `{command}` first, or `workbench demo`.",
                 )
+
+
+def _work_apart(pipeline: Pipeline, name: str, on_progress: OnProgress) -> None:
+    """Do a stage's work in a child process that ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(pipeline, name, there), daemon=False)
+    child.start()
+    there.close()
+    try:
+        while True:
+            message = here.recv()
+            if isinstance(message, BaseException):
+                raise message
+            if message is None:
+                break
+            on_progress(*message)
+    except EOFError:
+        child.join()
+        raise EngineError(
+            f"the process of `{name}` ended with code {child.exitcode}",
+            remedy=f"See {pipeline.workdir / 'logs' / 'libraries.log'}; is there enough memory?",
+        ) from None
+    finally:
+        if child.is_alive():
+            child.join(timeout=5)
+        if child.is_alive():
+            child.terminate()
+            child.join()
+
+
+def _child(pipeline: Pipeline, name: str, there: Connection) -> None:
+    try:
+        stage = pipeline.stages[name]
+        stage.work(pipeline, pipeline.folder(name), lambda *said: there.send(said))
+        there.send(None)
+    except KeyboardInterrupt:
+        # The parent was interrupted as well, and tells the user.
+        pass
+    except WorkbenchError as error:
+        there.send(error)
+    except Exception as error:
+        traceback.print_exc()
+        there.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    finally:
+        there.close()
 
 
 def _says(path: Path, key: str) -> bool:

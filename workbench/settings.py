@@ -14,6 +14,20 @@ from simulations.profiles import PROFILES
 from simulations.traffic import Day, LogNormal, Poisson, Workload
 
 
+def engine_for_this_machine() -> EngineArgs:
+    """Small batches and a small KV cache; on a CPU also no compiling, which takes minutes there."""
+    if Path("/dev/nvidia0").exists():
+        return EngineArgs(max_model_len=512, max_num_seqs=32, max_num_batched_tokens=1024)
+    return EngineArgs(
+        max_model_len=512,
+        max_num_seqs=32,
+        max_num_batched_tokens=1024,
+        gpu_memory_utilization=0.3,
+        kv_cache_memory_bytes=128 * 2**20,
+        enforce_eager=True,
+    )
+
+
 class Settings(Value):
     """One run of the pipeline.
 
@@ -24,13 +38,7 @@ class Settings(Value):
     model: str | None = None
     """A local folder or a hub id; None takes the shipped demo model."""
     seed: int = Field(0, ge=0)
-    engine: EngineArgs = EngineArgs(
-        max_model_len=512,
-        max_num_seqs=32,
-        max_num_batched_tokens=1024,
-        enforce_eager=True,
-        kv_cache_memory_bytes=128 * 2**20,
-    )
+    engine: EngineArgs = Field(default_factory=lambda: engine_for_this_machine())
     slo: Slo = Slo()
     profile: str = "servegen-deepseek-r1"
     length_divisor: float = Field(16, ge=1)

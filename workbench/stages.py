@@ -330,6 +330,7 @@ STAGES = (
         ("seed", "distil_tokens", "quality_tokens", "quality_tasks"),
         (),
         _compress,
+        apart=True,
     ),
     Stage(
         "sweep",
@@ -338,6 +339,7 @@ STAGES = (
         ("seed", "engine", "batches", "sweep_tokens", "repeats"),
         ("compress",),
         _sweep,
+        apart=True,
     ),
     Stage(
         "serve",
@@ -390,7 +392,7 @@ def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
         case "simulate":
             return pd.read_parquet(pipeline.folder("simulate") / "day.parquet")
         case "verify":
-            return results.verification().table()
+            return results.verification().rows
         case "export":
             bundle = pipeline.folder("export") / "bundle"
             files = sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -447,7 +449,7 @@ def latency_table(models: list[LatencyModel]) -> pd.DataFrame:
 
 def fleet_table(tuning: Tuning) -> pd.DataFrame:
     """The winner beside the baselines, on traffic that the search had not seen."""
-    shown = tuning.baselines[
+    shown = tuning.table()[
         ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
     ]
     return shown.rename(

@@ -16,6 +16,7 @@ from serving.hpa import (
     pods_metric,
 )
 from serving.plan import Plan
+from simulations.autoscaler import HpaController
 from simulations.dataplane import DataPlane
 from simulations.engine import request_frame, simulate_replica
 from simulations.fleet import Cluster, Fleet
@@ -39,6 +40,7 @@ def run(
         schedule,
         model or latency(),
         cluster or Cluster(),
+        HpaController(a_plan.hpa) if a_plan.hpa else None,
         duration_s=duration_s,
         rng=np.random.default_rng(0),
     )

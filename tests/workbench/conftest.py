@@ -60,7 +60,7 @@ def latency_model(name: str) -> LatencyModel:
         n_steps=1800,
         heldout_error={
             "step_median": Estimate(value=0.034, low=0.03, high=0.04, n=450),
-            "second_median": Estimate(value=0.012, low=0.01, high=0.02, n=60),
+            "total_time": Estimate(value=-0.012, low=-0.02, high=0.01, n=200),
         },
         source="made up",
     )
@@ -175,12 +175,15 @@ def tuning(gpu_hours: float = 61.0) -> Tuning:
     )
     baselines = pd.DataFrame(
         [
-            ("static", 98.0, 245.0, 0.21, 0.9999, True),
-            ("article", 78.0, 195.0, 0.94, 0.961, False),
-            ("queue", 71.0, 177.5, 0.46, 0.994, True),
-            ("clairvoyant", 52.0, 130.0, 0.5, 0.99, True),
+            ("static-peak", "int8", True, 98.0, 245.0, 0.21, 0.9999),
+            ("article-hpa", "int8", False, 78.0, 195.0, 0.94, 0.961),
+            ("queue-rule", "int8", True, 71.0, 177.5, 0.46, 0.994),
+            ("clairvoyant bound", "int8", True, 52.0, 130.0, np.nan, np.nan),
         ],
-        columns=["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"],
+        columns=[
+            *("name", "variant", "keeps_slo"),
+            *("gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment"),
+        ],
     )
     return Tuning(
         winner=plan,
@@ -188,6 +191,7 @@ def tuning(gpu_hours: float = 61.0) -> Tuning:
         prediction=Prediction(workload=load(5), metrics=predicted_metrics()),
         trials=trials,
         baselines=baselines,
+        rejected={"w4a16": "it loses 8.1 % of the parent's task accuracy"},
     )
 
 

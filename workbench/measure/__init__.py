@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from workbench.measure.engine import Engine, Request, Run
     from workbench.measure.environment import Environment
     from workbench.measure.fake import FakeEngine
-    from workbench.measure.measure import measure, sweep_batches, sweep_rates
     from workbench.measure.measurement import Measurement, ReplicaInfo, frame
+    from workbench.measure.points import measure, sweep_batches, sweep_rates
     from workbench.measure.vllm_offline import OfflineEngine
     from workbench.measure.vllm_server import ServerEngine
 
@@ -29,9 +29,9 @@ _HOME = {
     "Run": "engine",
     "ServerEngine": "vllm_server",
     "frame": "measurement",
-    "measure": "measure",
-    "sweep_batches": "measure",
-    "sweep_rates": "measure",
+    "measure": "points",
+    "sweep_batches": "points",
+    "sweep_rates": "points",
 }
 __all__ = [
     "Engine",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import nan
+from math import isnan, nan
 from typing import Protocol
 
 from workbench.measure.engine import (
@@ -65,7 +65,7 @@ def drive(
     due = deque(order if concurrency else sorted(order, key=lambda i: requests[i].scheduled_s))
     live: set[int] = set()
     steps: list[Step] = []
-    start_s, previous_end_s, done = stepper.now_s(), nan, 0
+    start_s, previous_end_s, begun_s, done = stepper.now_s(), nan, nan, 0
     while due or live:
         now_s = stepper.now_s() - start_s
         while due and _may_go(requests[due[0]], now_s, len(live), concurrency):
@@ -83,7 +83,8 @@ def drive(
             if due and not concurrency:
                 stepper.sleep_until(start_s + requests[due[0]].scheduled_s)
             continue
-        begin_s = stepper.now_s() - start_s
+        # With async scheduling the first call only dispatches: its time belongs to the step to come.
+        begun_s = stepper.now_s() - start_s if isnan(begun_s) else begun_s
         step, produced = stepper.step()
         end_s = stepper.now_s() - start_s
         for part in produced:
@@ -93,9 +94,10 @@ def drive(
                 live.discard(part.request_id)
                 done += 1
         if step is not None:
-            gap_s = begin_s - previous_end_s
-            steps.append(replace(step, t_s=end_s, step_s=end_s - begin_s, gap_s=gap_s))
-        previous_end_s = end_s if live else nan
+            gap_s = begun_s - previous_end_s
+            steps.append(replace(step, t_s=end_s, step_s=end_s - begun_s, gap_s=gap_s))
+        if step is not None or not live:
+            begun_s, previous_end_s = nan, end_s if live else nan
         if on_progress is not None:
             on_progress(f"{done} of {len(requests)} requests answered", done / len(requests))
     return Run(requests_frame(outcomes), steps_frame(steps))

@@ -25,7 +25,7 @@ class Environment(Value):
     gpu_count: int = Field(ge=0)
     cpu_count: int = Field(ge=1)
     memory_gib: float = Field(gt=0)
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     python: str
     started_at: str
     """UTC, ISO 8601."""
@@ -58,6 +58,17 @@ def gpu_names() -> list[str]:
         return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
+
+
+def engine_threads() -> int:
+    """Threads of an engine on a CPU: one core is left to what feeds it, as vLLM's own default has it.
+
+    The same for an engine in this process and behind a server, so that steps of one can predict the
+    other. Where threads outnumber cores they wait for each other at every operator, and a step takes
+    a hundred times as long.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdigit() else max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _cpu_name() -> str:

@@ -72,7 +72,11 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
                 "preempted": iteration_stats.num_preempted_reqs if iteration_stats else 0,
                 # [tokens in the cache, schedule to first token, first to last token]
                 "finished": [
-                    [f.num_prompt_tokens + f.num_generation_tokens - 1, f.prefill_time, f.decode_time]
+                    [
+                        f.num_prompt_tokens + f.num_generation_tokens - 1,
+                        f.prefill_time,
+                        f.decode_time,
+                    ]
                     for f in finished
                 ],
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import nan
 from typing import Any, Self
@@ -14,6 +14,7 @@ from serving.errors import EngineError
 from serving.plan import EngineArgs, Variant
 from workbench.measure.drive import Produced, drive
 from workbench.measure.engine import OnProgress, ReplicaInfo, Request, Run, Step
+from workbench.measure.environment import engine_threads, gpu_names
 from workbench.measure.failure import explain
 from workbench.measure.steps import CacheLedger, cache_doubts
 
@@ -38,7 +39,7 @@ class OfflineEngine:
         self._engine: Any = None
         self._replica: ReplicaInfo | None = None
         self._records: list[dict[str, Any]] = []
-        self._affinity: set[int] = set()
+        self._restore: Callable[[], None] = lambda: None
 
     @property
     def replica(self) -> ReplicaInfo:
@@ -49,18 +50,12 @@ class OfflineEngine:
     def __enter__(self) -> Self:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # vLLM for CPUs binds the process to cores: given back when the engine goes.
-        self._affinity = os.sched_getaffinity(0)
+        self._keep_settings()
         began_s = time.monotonic()
         try:
             self._engine = self._load()
-            self._replica = ReplicaInfo(
-                **self._description(), start_s=time.monotonic() - began_s
-            )
-            self._first_answer()
-            self._replica = ReplicaInfo(
-                **self._description(), start_s=time.monotonic() - began_s
-            )
+            self._answer_once()
+            self._replica = self._describe(time.monotonic() - began_s)
         except Exception as error:
             self.__exit__()
             raise explain(f"{type(error).__name__}: {error}", self.variant) from error
@@ -68,6 +63,22 @@ class OfflineEngine:
             self.__exit__()
             raise
         return self
+
+    def _keep_settings(self) -> None:
+        """Take note of what vLLM for CPUs changes in its process for good, to give it back."""
+        import torch
+
+        affinity, threads = os.sched_getaffinity(0), torch.get_num_threads()
+        set_threads = torch.set_num_threads
+
+        def restore() -> None:
+            os.sched_setaffinity(0, affinity)
+            torch.set_num_threads = set_threads
+            torch.set_num_threads(threads)
+
+        self._restore = restore
+        if not gpu_names():
+            torch.set_num_threads(engine_threads())
 
     def _load(self) -> Any:
         import vllm
@@ -86,4 +97,96 @@ class OfflineEngine:
             stat_loggers=[
                 lambda config, index=0: StepLogger(config, index, sink=self._records.append)
             ],
+        )
+
+    def _answer_once(self) -> None:
+        refused = self.add(0, Request(scheduled_s=0.0, prompt_token_ids=[0], output_tokens=1))
+        while refused is None and self._engine.has_unfinished_requests():
+            self._engine.step()
+
+    def _describe(self, start_s: float) -> ReplicaInfo:
+        from workbench.measure.steplog import describe
+
+        return ReplicaInfo(**describe(self._engine.vllm_config), start_s=start_s)
+
+    def __exit__(self, *exc: object) -> None:
+        self._replica = None
+        if self._engine is not None:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            self._engine.engine_core.shutdown()
+            self._engine = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+        self._restore()
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        concurrency: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Run:
+        self._ledger = CacheLedger(self.replica.kv_capacity_tokens)
+        self._seen: list[dict[str, Any]] = []
+        self._records.clear()
+        run = drive(self, requests, concurrency=concurrency, on_progress=on_progress)
+        return replace(run, doubts=cache_doubts(self._seen))
+
+    # -- Stepper ---------------------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def sleep_until(self, at_s: float) -> None:
+        time.sleep(max(0.0, at_s - time.monotonic()))
+
+    def add(self, request_id: int, request: Request) -> str | None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        length = len(request.prompt_token_ids) + request.output_tokens
+        if length > self.engine_args.max_model_len:
+            # Offline, vLLM would take it and answer with fewer tokens; a server refuses.
+            return f"{length} tokens exceed max_model_len(={self.engine_args.max_model_len})"
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=request.output_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+        try:
+            self._engine.add_request(str(request_id), prompt, parameters)
+        except ValueError as error:
+            return str(error).splitlines()[0]
+        return None
+
+    def step(self) -> tuple[Step | None, list[Produced]]:
+        outputs = self._engine.step()
+        produced = [
+            Produced(
+                int(output.request_id),
+                sum(len(completion.token_ids) for completion in output.outputs),
+                output.finished,
+            )
+            for output in outputs
+        ]
+        records = [record for record in self._records if "at" in record]
+        self._records.clear()
+        self._seen += records
+        return (self._step_of(records[-1]) if records else None), produced
+
+    def _step_of(self, record: dict[str, Any]) -> Step:
+        return Step(
+            t_s=nan,
+            step_s=nan,
+            gap_s=nan,
+            prefill_requests=record["prefill_requests"],
+            prefill_tokens=record["prefill_tokens"],
+            decode_seqs=record["decode_seqs"],
+            kv_tokens=self._ledger.tokens(record),
+            running=record["running"],
+            waiting=record["waiting"],
         )

@@ -32,7 +32,13 @@ _ANSWER_TOKENS = 24
 
 
 def write_card(
-    folder: Path, *, recipe: dict[str, Any], losses: Sequence[float], wall_s: float, seq_len: int
+    folder: Path,
+    *,
+    recipe: dict[str, Any],
+    losses: Sequence[float],
+    wall_s: float,
+    seq_len: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Judge the model in a folder as it was saved, and write `card.json` beside it.
 
@@ -41,9 +47,10 @@ def write_card(
              losses: the training loss of each step.
              wall_s: how long the training took.
              seq_len: tokens in a row of the held-out text.
+             device: where it was trained, and is judged.
     Returns: what was written.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = heldout_tokens(tokenizer, max_tokens=10**9, seq_len=seq_len)
     nll = negative_log_likelihood(model, rows)
@@ -53,7 +60,7 @@ def write_card(
         "tokens_seen": tokens_seen,
         "wall_s": round(wall_s, 1),
         "tokens_per_s": round(tokens_seen / max(wall_s, 1e-9)),
-        "hardware": _hardware(),
+        "hardware": _hardware(device),
         "versions": _versions(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "losses_every_50_steps": [round(loss, 4) for loss in losses[::50]],
@@ -153,8 +160,8 @@ def _scored_bytes(tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor) -> int
     return sum(len(text.encode()) for text in tokenizer.batch_decode(rows[:, 1:]))
 
 
-def _hardware() -> str:
-    if torch.cuda.is_available():
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU threads"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

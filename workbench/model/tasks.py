@@ -128,13 +128,13 @@ def _pair(a: int, b: int) -> str:
 
 
 def _addition(rng: random.Random) -> Made:
-    a, b = rng.randrange(100), rng.randrange(10)
+    a, b = rng.randrange(10, 100), rng.randrange(10)
     wordings = ("What is {} + {}?", "Add {} and {}.", "{} plus {} is what?", "Compute {} + {}.")
     return _pair(a, b), rng.choice(wordings).format(a, b), str(a + b)
 
 
 def _comparison(rng: random.Random) -> Made:
-    a, b = rng.sample(range(100), 2)
+    a, b = rng.sample(range(10, 100), 2)
     wording, pick = rng.choice(
         (
             ("Which is larger, {} or {}?", max),
@@ -197,7 +197,7 @@ def _count(rng: random.Random) -> Made:
 
 
 def _sequence(rng: random.Random) -> Made:
-    start, step = rng.randrange(60), rng.choice((1, 2, 5, 10))
+    start, step = rng.randrange(10, 60), rng.choice((1, 2, 5, 10))
     shown = ", ".join(str(start + i * step) for i in range(4))
     wordings = ("Continue the sequence: {}", "Which number comes next? {}", "What follows {}?")
     return shown, rng.choice(wordings).format(shown), str(start + 4 * step)

@@ -17,14 +17,15 @@ from workbench.model.batches import IGNORED, Batch, token_batches
 from workbench.model.card import write_card
 from workbench.model.corpus import documents
 from workbench.model.shape import ModelShape, build_model
+from workbench.model.tasks import generate
 from workbench.model.tokenizer import train_tokenizer
 
 SEQ_LEN = 256
-MUON_LR = 0.03
-ADAMW_LR = 0.012
+MUON_LR = 0.02
+ADAMW_LR = 0.008
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.5
 CHECKPOINT_EVERY = 100
+TOKENIZER_TASKS, TOKENIZER_TASKS_COUNT = 50_000, 4
 ANSWER_WEIGHT = 3.0  # answers are a tenth of what is learnt, but what the tasks are judged by
 _RESUME_FILE, _CARD = "resume.pt", "card.json"
 
@@ -71,7 +72,7 @@ def train(
 ) -> Path:
     """Train a chat model on the standard library's text and on generated tasks.
 
-    Muon moves the matrices and AdamW the rest, with a warm-up and a long decay. On a CPU the same
+    Muon moves the matrices and AdamW the rest, with a warm-up and a linear decay. On a CPU the same
     seed and number of threads give the same losses. Every CHECKPOINT_EVERY steps the run is kept
     in `out`, so that after a crash or an interrupt the next call goes on from there. With its
     defaults the call makes the shipped checkpoint.
@@ -95,19 +96,35 @@ def train(
     where = torch.device(_pick(device))
     if resume and _is_finished(out, recipe):
         return out
-    saved = _load(out, recipe) if resume else None
     out.mkdir(parents=True, exist_ok=True)
-    (out / _CARD).unlink(missing_ok=True)
+    if not resume:
+        (out / _CARD).unlink(missing_ok=True)
+        (out / _RESUME_FILE).unlink(missing_ok=True)
+    saved = _load(out, recipe)
     tokenizer: PreTrainedTokenizerBase = train_tokenizer(
-        documents("train"), vocab_size=config.vocab, max_tokens=config.max_tokens
+        _texts(recipe.seed), vocab_size=config.vocab, max_tokens=config.max_tokens
     )
     run = _start(recipe, tokenizer, where, saved)
     _optimise(run, recipe, tokenizer, where, out, on_progress)
     run.model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_card(out, recipe=asdict(recipe), losses=run.losses, wall_s=run.wall_s, seq_len=SEQ_LEN)
+    write_card(
+        out,
+        recipe=asdict(recipe),
+        losses=run.losses,
+        wall_s=run.wall_s,
+        seq_len=SEQ_LEN,
+        device=where,
+    )
     (out / _RESUME_FILE).unlink()
     return out
+
+
+def _texts(seed: int) -> list[str]:
+    """What the tokenizer learns from: text, and chats counted so often that words become tokens."""
+    chats = generate(TOKENIZER_TASKS, split="train", seed=seed)
+    lines = [f" {task.question} {task.answer}" for task in chats]
+    return documents("train") + lines * TOKENIZER_TASKS_COUNT
 
 
 def _pick(device: str) -> str:
@@ -190,9 +207,9 @@ def _optimise(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Learning rate as a share of its peak: linear warm-up, level, linear decay to nothing."""
+    """Learning rate as a share of its peak: linear warm-up, then linear decay to nothing."""
     warm = min(WARMUP_STEPS, max(1, steps // 10))
-    return min((step + 1) / warm, 1.0, (steps - step) / (steps * DECAY_SHARE))
+    return min((step + 1) / warm, (steps - step) / steps)
 
 
 def _loss(model: LlamaForCausalLM, batch: Batch, where: torch.device) -> torch.Tensor:

@@ -54,6 +54,11 @@ class ReportData:
             )
 
     @property
+    def trusted(self) -> tuple[Measurement, ...]:
+        """Measurements that passed the validity gate: only these are drawn."""
+        return tuple(m for m in self.measurements if not m.invalid)
+
+    @property
     def limits(self) -> Slo | None:
         """The promise that everything is held against."""
         return self.slo or (self.tuning.winner.slo if self.tuning else None)

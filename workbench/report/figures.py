@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from serving.errors import MeasurementError
 from serving.plan import Slo, Variant
 from simulations.latency import LatencyModel
+from workbench.fit.steps import ATTENTION, DECODE, KV, PREFILL, steps_of
 from workbench.measure.measurement import frame
 from workbench.report import theme
 
@@ -212,22 +214,26 @@ def latency_by_rate(
 def busy_steps(measurements: Sequence[Measurement], model: LatencyModel) -> pd.DataFrame:
     """Steps of the model's variant that held work, with the time that the model gives each.
 
-    Returns: the columns of `Measurement.steps`, and predicted_s, kind ('decode only' or 'with
-             prefill').
+    Returns: columns step_s, predicted_s, decode_seqs, server (a server ran it), kind ('decode only'
+             or 'with prefill'); no rows where too few steps were logged.
     """
-    parts = [m.steps for m in measurements if m.variant.name == model.variant and len(m.steps)]
-    if not parts:
-        return pd.DataFrame(columns=["step_s", "predicted_s", "kind", "decode_seqs", "kv_tokens"])
-    steps = pd.concat(parts, ignore_index=True)
-    busy = steps[(steps["prefill_tokens"] + steps["decode_seqs"] > 0) & (steps["step_s"] > 0)]
-    predicted = model.step_time_s(
-        busy["prefill_tokens"].to_numpy(),
-        busy["decode_seqs"].to_numpy(),
-        # The step log counts the tokens that are being prefilled; decoding sequences do not read them.
-        (busy["kv_tokens"] - busy["prefill_tokens"]).to_numpy(),
+    own = [m for m in measurements if m.variant.name == model.variant]
+    columns = ["step_s", "predicted_s", "decode_seqs", "server", "kind"]
+    try:
+        steps = steps_of(own, 0.0, np.random.default_rng(0))
+    except MeasurementError:
+        return pd.DataFrame(columns=columns)
+    prefill, decode, read, attention = (
+        steps.terms[:, column] for column in (PREFILL, DECODE, KV, ATTENTION)
     )
-    kind = np.where(busy["prefill_tokens"] > 0, "with prefill", "decode only")
-    return busy.assign(predicted_s=predicted, kind=kind)
+    gaps = [m.steps["gap_s"] for m in own if m.mode == "server"]
+    # Of the overhead between two steps of a server, the log counts the rest into the step itself.
+    outside_s = pd.concat(gaps).median() if gaps else 0.0
+    inside_s = model.step_overhead_s - (0.0 if math.isnan(outside_s) else max(0.0, outside_s))
+    predicted = model.step_time_s(prefill, decode, read, attention) + inside_s * steps.server
+    kind = np.where(prefill > 0, "with prefill", "decode only")
+    table = dict(zip(columns, (steps.step_s, predicted, decode, steps.server, kind), strict=True))
+    return pd.DataFrame(table)[prefill + decode > 0]
 
 
 def predicted_steps(measurements: Sequence[Measurement], model: LatencyModel) -> go.Figure:
@@ -273,11 +279,15 @@ def predicted_steps(measurements: Sequence[Measurement], model: LatencyModel) ->
 
 
 def decode_steps(measurements: Sequence[Measurement], model: LatencyModel) -> go.Figure:
-    """Decode-only step time by batch: measured median with p10 to p90, and the model's."""
+    """Decode-only step time by batch: measured median with p10 to p90, and the model's.
+
+    Of the offline engine, whose batches are known best; of the server where there is no other.
+    """
     steps = busy_steps(measurements, model)
     steps = steps[steps["kind"] == "decode only"]
+    steps = steps[steps["server"] == steps["server"].min()]
     grouped = steps.groupby("decode_seqs")
-    measured = grouped["step_s"].quantile([0.1, 0.5, 0.9]).unstack() * 1e3
+    measured = grouped["step_s"].quantile(np.array([0.1, 0.5, 0.9])).unstack() * 1e3
     predicted = grouped["predicted_s"].median() * 1e3
     figure = theme.canvas(
         f"{model.variant}: decode steps by batch",

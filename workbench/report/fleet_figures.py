@@ -77,7 +77,8 @@ def candidates(tuning: Tuning) -> pd.DataFrame:
     winner |= {"name": tuning.winner.name, "keeps_slo": result.keeps_slo}
     others = tuning.baselines[tuning.baselines["name"] != tuning.winner.name]
     known = others[["name", *columns, "keeps_slo"]].assign(is_winner=False)
-    table = pd.concat([known, pd.DataFrame([winner]).assign(is_winner=True)], ignore_index=True)
+    own = pd.DataFrame([winner]).assign(is_winner=True)
+    table: pd.DataFrame = pd.concat([known, own], ignore_index=True)
     return table.sort_values("gpu_hours", kind="stable", ignore_index=True)
 
 
@@ -90,7 +91,7 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
         theme.axis("GPU hours per day", rangemode="tozero"),
         theme.log_axis("TTFT p99 (s)", [*trials["ttft_p99_s"], *others["ttft_p99_s"]]),
     )
-    kept = trials["keeps_slo"].astype(bool)
+    kept = trials["keeps_slo"].eq(True)
     for keeps, name, symbol, colour in (
         (True, "trial, keeps the SLO", "circle", theme.BLUE),
         (False, "trial, breaks it", "x-thin-open", theme.GREY),
@@ -106,19 +107,27 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
             hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.3g} s",
         )
     looks = theme.looks(others.loc[~others["is_winner"], "name"])
-    for row in others.dropna(subset=["ttft_p99_s"]).itertuples():
+    for row in others.dropna(subset=["ttft_p99_s"]).to_dict("records"):
+        won = row["is_winner"]
         figure.add_scatter(
-            x=[row.gpu_hours],
-            y=[row.ttft_p99_s],
+            x=[row["gpu_hours"]],
+            y=[row["ttft_p99_s"]],
             mode="markers",
-            name="winner" if row.is_winner else row.name,
+            name="winner" if won else row["name"],
             marker={
-                "symbol": "star" if row.is_winner else "diamond",
-                "size": 17 if row.is_winner else 11,
-                "color": theme.VERMILION if row.is_winner else looks[row.name].colour,
+                "symbol": "star" if won else "diamond",
+                "size": 17 if won else 11,
+                "color": theme.VERMILION if won else looks[row["name"]].colour,
                 "line": {"width": 1, "color": "white"},
             },
             hovertemplate="%{x:.1f} GPU hours, %{y:.3g} s",
+        )
+    for row in others[others["ttft_p99_s"].isna()].to_dict("records"):
+        figure.add_vline(
+            x=row["gpu_hours"],
+            line={"color": theme.GREEN, "width": 1.5, "dash": "dot"},
+            name=row["name"],
+            showlegend=True,
         )
     if slo.ttft_p99_s is not None:
         theme.limit_line(figure, slo.ttft_p99_s, "SLO TTFT p99")
@@ -128,7 +137,7 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
 def cost_of_candidates(tuning: Tuning) -> go.Figure:
     """GPU hours a day of each candidate; hatched where it breaks the SLO, attainment beside it."""
     table = candidates(tuning).iloc[::-1]
-    keeps = table["keeps_slo"].astype(bool)
+    keeps = table["keeps_slo"].eq(True)
     figure = theme.canvas(
         "What each choice costs a day",
         # Room for the labels, which stand outside the bars.

@@ -96,8 +96,8 @@ def cards(data: ReportData) -> Iterator[Card]:
 def summary_table(data: ReportData) -> pd.DataFrame:
     """One row per variant, as text."""
     parent = figures.parent_of(data.variants)
-    speed = figures.speedups(data.measurements, parent)
-    load = figures.served(data.measurements)
+    speed = figures.speedups(data.trusted, parent)
+    load = figures.served(data.trusted)
     rows = []
     for variant in data.variants:
         row = {
@@ -139,7 +139,8 @@ def _metric_in_words(metric: Metric) -> str:
     source = metric.pods or metric.external or metric.object
     if source is None:
         assert metric.resource is not None
-        name, target = metric.resource.name, metric.resource.target
+        name: str = metric.resource.name
+        target = metric.resource.target
     else:
         name, target = source.metric.name, source.target
     level = target.average_value or target.value or f"{target.average_utilization} %"

@@ -51,6 +51,7 @@ def report(data: ReportData, out: Path) -> Path:
         figures={name: _script_json(figure.to_json()) for name, figure in drawn.items()},
         config=_script_json(json.dumps(_CONFIG)),
         environments=_environments(data),
+        refused=[m for m in data.measurements if m.invalid],
         settings=_flat(data.settings),
         plotly_js=plotly.offline.get_plotlyjs(),
     )

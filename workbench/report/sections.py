@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+_HELD_OUT = {
+    "step_median": "a step (median)",
+    "block_median": "some steps in a row (median)",
+    "total_time": "total time",
+    "server_step_median": "a server's step (median)",
+}
+
+
 @dataclass(frozen=True)
 class Section:
     """One part of the page. `table` has the columns as they are shown."""
@@ -34,12 +42,12 @@ class Section:
 
 def sections(data: ReportData) -> Iterator[Section]:
     """The sections for which there are results."""
-    offline = figures.by_batch(data.measurements)
+    offline = figures.by_batch(data.trusted)
     if len(offline):
         if len(data.variants) > 1:
             yield _payoff(data)
         yield _batches(data, offline)
-    if len(figures.served(data.measurements)):
+    if len(figures.served(data.trusted)):
         yield _load(data)
     if data.latency_models:
         yield _fit(data)
@@ -52,7 +60,7 @@ def sections(data: ReportData) -> Iterator[Section]:
 
 def _payoff(data: ReportData) -> Section:
     parent = figures.parent_of(data.variants)
-    table = figures.speedups(data.measurements, parent)
+    table = figures.speedups(data.trusted, parent)
     gains = table[table["variant"] != parent]
     small, large = gains["batch"].min(), gains["batch"].max()
     said = []
@@ -74,11 +82,11 @@ def _payoff(data: ReportData) -> Section:
         "Where compression pays",
         _sentence("; ".join(said)),
         "Speed: offline vLLM, the same prompts and output lengths for every variant, repeats"
-        " interleaved. Quality: tasks that no variant was fitted to; bars are 95 % intervals of the"
-        " variant's accuracy. Small numbers at the points are batch sizes.",
+        " interleaved over the batch sizes. Quality: tasks that no variant was fitted to; bars are"
+        " 95 % intervals of the variant's accuracy. Small numbers at the points are batch sizes.",
         (
-            figures.payoff_map(data.variants, data.measurements, data.limits),
-            figures.speedup_by_batch(data.variants, data.measurements),
+            figures.payoff_map(data.variants, data.trusted, data.limits),
+            figures.speedup_by_batch(data.variants, data.trusted),
         ),
     )
 
@@ -102,14 +110,14 @@ def _batches(data: ReportData, table: pd.DataFrame) -> Section:
         "Offline vLLM, closed loop: as many requests in flight as the batch size, output lengths"
         " pinned. Bars reach from the slowest to the fastest repeat.",
         (
-            figures.throughput_by_batch(data.variants, data.measurements),
-            figures.token_latency_by_batch(data.variants, data.measurements),
+            figures.throughput_by_batch(data.variants, data.trusted),
+            figures.token_latency_by_batch(data.variants, data.trusted),
         ),
     )
 
 
 def _load(data: ReportData) -> Section:
-    table = figures.served(data.measurements)
+    table = figures.served(data.trusted)
     said = []
     for name, rows in table.groupby("variant", sort=False):
         low, high = rows.iloc[0], rows.iloc[-1]
@@ -117,17 +125,15 @@ def _load(data: ReportData) -> Section:
             f"{name}: p99 TTFT goes from {seconds(low['ttft_p99_s'])} at {low['rate_rps']:.3g} to"
             f" {seconds(high['ttft_p99_s'])} at {high['rate_rps']:.3g} requests a second"
         )
-    refused = [m for m in data.measurements if m.invalid]
-    doubt = f" {len(refused)} measurements failed the validity gate." if refused else ""
     return Section(
         "load",
         "A real server under load",
-        _sentence("; ".join(said)) + doubt,
+        _sentence("; ".join(said)),
         "Open loop: requests leave when scheduled, whether or not earlier ones came back."
         " TTFT counts to the first chunk with content; TPOT is (E2E - TTFT) / (output tokens - 1)."
         " Requests of the warm-up are sent and not counted.",
         tuple(
-            figures.latency_by_rate(data.variants, data.measurements, metric, data.limits)
+            figures.latency_by_rate(data.variants, data.trusted, metric, data.limits)
             for metric in figures.LATENCIES
         ),
     )
@@ -136,14 +142,26 @@ def _load(data: ReportData) -> Section:
 def _fit(data: ReportData) -> Section:
     said, rows, drawn = [], [], []
     for model in data.latency_models:
-        errors = {name: percent(e.value) for name, e in model.heldout_error.items()}
-        rows.append({"variant": model.variant, "steps": f"{model.n_steps:,}", **errors})
-        steps = figures.busy_steps(data.measurements, model)
+        errors = {
+            _HELD_OUT.get(
+                name, name
+            ): f"{100 * e.value:.1f} % ({100 * e.low:.1f} to {100 * e.high:.1f})"
+            for name, e in model.heldout_error.items()
+        }
+        rows.append(
+            {
+                "variant": model.variant,
+                "steps fitted": f"{model.n_steps:,}",
+                **errors,
+                "cold start": f"{seconds(model.cold_start.total_s)} ({model.cold_start.source})",
+            }
+        )
+        steps = figures.busy_steps(data.trusted, model)
         if len(steps):
             error = np.abs(steps["predicted_s"] / steps["step_s"] - 1)
             said.append(f"{model.variant} {percent(float(error.median()))}")
-            drawn.append(figures.predicted_steps(data.measurements, model))
-            drawn.append(figures.decode_steps(data.measurements, model))
+            drawn.append(figures.predicted_steps(data.trusted, model))
+            drawn.append(figures.decode_steps(data.trusted, model))
     conclusion = (
         f"Median error of a single step's time over everything measured: {', '.join(said)}."
         if said
@@ -155,7 +173,7 @@ def _fit(data: ReportData) -> Section:
         conclusion,
         "A step takes max(floor, base + prefill + decode + KV + attention), all coefficients"
         " non-negative, fitted to vLLM's step log. The table holds the relative errors on"
-        " steps that were not fitted.",
+        " steps that were not fitted, with 95 % intervals.",
         tuple(drawn),
         pd.DataFrame(rows),
     )
@@ -187,18 +205,20 @@ def _cost(data: ReportData) -> Section:
     table = fleet_figures.candidates(tuning)
     winner = table[table["is_winner"]].iloc[0]
     bound = table[table["name"].str.contains("clairvoyant", case=False)]
-    kept = int(tuning.trials["keeps_slo"].fillna(False).astype(bool).sum())
+    kept = int(tuning.trials["keeps_slo"].eq(True).sum())
     text = f"{kept} of {len(tuning.trials)} trials keep the SLO."
     if len(bound):
         over = share_change(winner["gpu_hours"], bound.iloc[0]["gpu_hours"])
         text += f" The winner needs {over} GPU hours than the clairvoyant lower bound."
+    for name, reason in tuning.rejected.items():
+        text += f" Not searched: {name}, {reason}."
     shown = table.assign(
         name=table["name"].where(
             ~table["is_winner"] | (table["name"] == "winner"), table["name"] + " (winner)"
         ),
         attainment=[percent(v) for v in table["slo_attainment"]],
         ttft=[seconds(v) for v in table["ttft_p99_s"]],
-        keeps=np.where(table["keeps_slo"].astype(bool), "yes", "no"),
+        keeps=np.where(table["keeps_slo"].eq(True), "yes", "no"),
         hours=[f"{v:,.1f}" for v in table["gpu_hours"]],
         usd=[f"{v:,.0f}" for v in table["cost_usd"]],
     )[["name", "hours", "usd", "ttft", "attainment", "keeps"]]
@@ -224,8 +244,10 @@ def _verify(data: ReportData) -> Section:
     assert data.verification is not None
     rows = data.verification.rows
     kept = int(rows["holds"].astype(bool).sum())
-    worst = rows.loc[rows["relative_error"].abs().idxmax()]
-    name = fleet_figures.METRIC_NAMES.get(worst["metric"], worst["metric"])
+    deviations = rows["measured"] / rows["predicted"] - 1
+    worst = int(deviations.abs().to_numpy().argmax())
+    metric = str(rows["metric"].iloc[worst])
+    name = fleet_figures.METRIC_NAMES.get(metric, metric)
     columns = ["predicted", "low", "high", "measured"]
     shown = pd.DataFrame(
         {
@@ -239,7 +261,7 @@ def _verify(data: ReportData) -> Section:
                 ]
                 for column in columns
             },
-            "error": [f"{100 * v:+.1f} %" for v in rows["relative_error"]],
+            "error": [f"{100 * v:+.1f} %" for v in deviations],
             "tolerated": [f"±{100 * v:.0f} %" for v in rows["tolerance"]],
             "holds": np.where(rows["holds"].astype(bool), "yes", "no"),
         }
@@ -248,7 +270,7 @@ def _verify(data: ReportData) -> Section:
         "verify",
         "Was the prediction true?",
         f"{kept} of {len(rows)} metrics are within tolerance; the largest deviation is {name}"
-        f" ({100 * worst['relative_error']:+.0f} %).",
+        f" ({100 * deviations.iloc[worst]:+.0f} %).",
         "The exported bundle was started on real vLLM and got the load of the prediction. The"
         " prediction was made before, for one replica, by the same simulator that tuned the fleet.",
         (fleet_figures.prediction_check(data.verification),),

@@ -2,7 +2,7 @@
 
 Metric names are the same for every variant, so that the chart view compares variants at a glance;
 `variant` is a parameter. What holds several values along one axis (batch sizes, rates, trials) is a
-curve, with that axis as the metric's step.
+curve, with that axis as the metric's step. A slash in a metric's name makes a section of charts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,29 @@ from serving.plan import Plan, Variant
 from serving.values import Estimate
 from simulations.latency import LatencyModel
 from simulations.traffic import Workload
+from workbench.report import theme
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
     from workbench.tune import Tuning
     from workbench.verify import Verification
+
+
+TRAIL = "workbench"
+"""The experiment of pipeline runs and, under each, its stage results."""
+VARIANTS = "workbench-variants"
+"""Flat runs to compare: one per variant and kind of load, curves over batch size or rate."""
+AUTOSCALERS = "workbench-autoscalers"
+"""Flat runs to compare: the baselines and the winner."""
+
+
+_INTERVAL = "interval/"
+_COLOUR = "mlflow.runColor"
+_COMPARED = (
+    "output_tokens_per_s",
+    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
+)
+"""What is worth a chart where variants are compared."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +57,13 @@ class Record:
     tags: Mapping[str, str] = field(default_factory=dict)
     curves: Sequence[tuple[str, int, float]] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+    experiment: str = TRAIL
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Artifact folder -> what is copied into it. Not part of the identity."""
 
     def key(self) -> str:
         """A digest of the content: two records with the same key say the same."""
-        identity = [self.stage, self.name, self.params, self.metrics, self.tags]
+        identity = [self.experiment, self.stage, self.name, self.params, self.metrics, self.tags]
         content = json.dumps([*identity, self.curves, self.texts], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -56,13 +75,12 @@ def of_pipeline(name: str, settings: Mapping[str, Any]) -> Record:
 
 def of_variant(variant: Variant) -> Record:
     """Size and quality."""
-    quality = dict(variant.quality) if variant.quality else {}
     made = variant.model_dump(mode="json", exclude={"quality", "size_bytes", "name"})
     return Record(
         "compress",
         variant.name,
         params={**flat(made), "variant": variant.name},
-        metrics={"size_mib": variant.size_mib, **_numbers(quality)},
+        metrics=_worth(variant),
         texts={"variant.json": variant.model_dump_json(indent=2)},
     )
 
@@ -99,25 +117,32 @@ def of_measurement(measurement: Measurement, folder: Path | None) -> Record:
 
 
 def of_sweeps(measurements: Sequence[Measurement]) -> Iterator[Record]:
-    """One record per variant and mode, its metrics curves over batch size or (rounded) rate.
+    """One record per variant and mode: curves over batch size or (rounded) rate, and the quality.
 
     Repeats are averaged, so that a step has one value.
     """
-    groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
     for measurement in measurements:
-        load, level = _load(measurement)
+        load, _ = _load(measurement)
         group = (measurement.variant.name, measurement.mode, load)
-        groups.setdefault(group, []).append({"step": round(level), **measurement.summary()})
-    for (variant, mode, load), points in groups.items():
-        means = pd.DataFrame(points).groupby("step").mean()
+        groups.setdefault(group, []).append(measurement)
+    parent = next((m.variant.name for m in measurements if m.variant.parent is None), None)
+    looks = theme.looks([name for name, _, _ in groups], parent)
+    for (name, mode, load), points in groups.items():
+        rows = [{"step": round(_load(point)[1]), **point.summary()} for point in points]
+        means = pd.DataFrame(rows).groupby("step").mean()
+        variant = points[0].variant
         yield Record(
             "sweep",
-            f"{variant} {mode} by {load}",
-            params={"variant": variant, "mode": mode, "step": load, "points": str(len(points))},
+            f"{name} {mode}",
+            params={"variant": name, "mode": mode, "method": variant.method, "step": load},
+            metrics=_values(_worth(variant)),
+            tags={_COLOUR: looks[name].colour},
+            experiment=VARIANTS,
             curves=[
-                (str(name), int(step), float(value))
-                for name, column in means.items()
-                for step, value in column.items()
+                (f"{load}/{metric}", step, float(value))
+                for metric in _COMPARED
+                for step, value in zip(means.index.tolist(), means[metric], strict=True)
             ],
         )
 
@@ -141,16 +166,35 @@ def of_latency_model(model: LatencyModel) -> Record:
 
 
 def of_tuning(tuning: Tuning) -> Iterator[Record]:
-    """Each baseline, then the winner, under the same metric names; the trials as curves."""
-    for row in tuning.baselines.to_dict("records"):
-        values = {str(name): value for name, value in row.items()}
-        yield Record("baseline", row["name"], {"candidate": row["name"]}, _numbers(values))
+    """Baselines and winner to compare, under the same metric names; last the search itself."""
     result = tuning.winner_result
+    won = {**_numbers(result.metrics), "keeps_slo": float(result.keeps_slo)}
+    params = {"candidate": "winner", **_plan(tuning.winner)}
+    looks = theme.looks(tuning.baselines["name"])
+    for row in tuning.baselines.to_dict("records"):
+        name = str(row["name"])
+        yield Record(
+            "candidate",
+            name,
+            params={"candidate": name, "variant": str(row["variant"])},
+            metrics=_numbers({str(column): value for column, value in row.items()}),
+            tags={_COLOUR: looks[name].colour},
+            experiment=AUTOSCALERS,
+        )
+    yield Record(
+        "candidate",
+        "winner",
+        params=params,
+        # A chart of what only the winner has compares nothing.
+        metrics={name: value for name, value in won.items() if name in tuning.baselines},
+        tags={_COLOUR: theme.VERMILION},
+        experiment=AUTOSCALERS,
+    )
     yield Record(
         "tune",
         tuning.winner.name,
-        params={"candidate": "winner", **_plan(tuning.winner)},
-        metrics={**_numbers(result.metrics), "keeps_slo": float(result.keeps_slo)},
+        params=params,
+        metrics=won,
         curves=[
             (f"trial.{name}", int(trial["number"]), value)
             for trial in tuning.trials.to_dict("records")
@@ -199,6 +243,11 @@ def of_verification(verification: Verification) -> Record:
     )
 
 
+def _worth(variant: Variant) -> dict[str, float]:
+    quality = dict(variant.quality) if variant.quality else {}
+    return {"size_mib": variant.size_mib, **_numbers(quality)}
+
+
 def _load(measurement: Measurement) -> tuple[str, float]:
     """What a sweep varies: ('batch', concurrency) of a closed loop, else ('rate_rps', rate)."""
     if measurement.batch is not None:
@@ -224,16 +273,21 @@ def _plan(plan: Plan) -> dict[str, str]:
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """What is a number; an estimate also as its interval, in the chart sections low and high."""
+    """What is a number; an estimate also as its interval, in a section of charts of its own."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Estimate):
             numbers[prefix + name] = value.value
-            numbers[f"low/{prefix}{name}"] = value.low
-            numbers[f"high/{prefix}{name}"] = value.high
+            numbers[f"{_INTERVAL}{prefix}{name}_low"] = value.low
+            numbers[f"{_INTERVAL}{prefix}{name}_high"] = value.high
         elif isinstance(value, int | float | np.integer | np.floating | np.bool_):
             numbers[prefix + name] = float(value)
     return numbers
+
+
+def _values(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Without the intervals, which MLflow would draw as charts of their own and show first."""
+    return {name: value for name, value in numbers.items() if not name.startswith(_INTERVAL)}
 
 
 def _lengths(workload: Workload) -> dict[str, str]:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from workbench.tune import Tuning
     from workbench.verify import Verification
 
-EXPERIMENT = "workbench"
 _KEY = "workbench.key"
-_PARENT = "mlflow.parentRunId"
+_PARENT = "workbench.parent"
+_NESTED_UNDER = "mlflow.parentRunId"
+_INTERNAL = ("mlflow.", _KEY, _PARENT)
 # Weights stay where they are: an artifact store is no place for a second copy of an 8B model.
 _LARGEST_ARTIFACT_BYTES = 64 * 2**20
 # MLflow takes at most 1,000 items in one request.
@@ -48,13 +49,11 @@ class Tracker:
         home = workdir.resolve()
         self.ui_uri = uri or f"sqlite:///{workdir / 'mlflow.db'}"
         self._client = _client(uri or f"sqlite:///{home / 'mlflow.db'}")
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        artifacts = None if uri else (home / "mlartifacts").as_uri()
-        self.experiment_id: str = (
-            known.experiment_id
-            if known
-            else self._client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        )
+        self._artifacts = None if uri else (home / "mlartifacts").as_uri()
+        self.experiment_ids = {
+            name: self._experiment(name)
+            for name in (records.TRAIL, records.VARIANTS, records.AUTOSCALERS)
+        }
 
     @contextmanager
     def pipeline_run(
@@ -81,7 +80,7 @@ class Tracker:
         condition = f"tags.stage = '{stage}'" if stage else "tags.stage != ''"
         rows = []
         for run in self._search(f"{condition} AND attributes.status = 'FINISHED'"):
-            tags = {k: v for k, v in run.data.tags.items() if not k.startswith(("mlflow.", _KEY))}
+            tags = {k: v for k, v in run.data.tags.items() if not k.startswith(_INTERNAL)}
             head = {
                 "run_id": run.info.run_id,
                 "parent_run_id": run.data.tags.get(_PARENT),
@@ -94,6 +93,18 @@ class Tracker:
         """The shell command that opens the comparison pages."""
         return shlex.join(["mlflow", "ui", "--backend-store-uri", self.ui_uri])
 
+    def compare_urls(self, server: str = "http://127.0.0.1:5000") -> dict[str, str]:
+        """Pages of `mlflow ui` that compare at a glance: {'workbench-variants': url, ...}.
+
+        Left to itself, `mlflow ui` opens an experiment on its page of chat traces.
+        """
+        view = "runs?workflowType=machine_learning&compareRunsMode=CHART"
+        return {
+            name: f"{server}/#/experiments/{experiment_id}/{view}"
+            for name, experiment_id in self.experiment_ids.items()
+            if name != records.TRAIL
+        }
+
     def log(self, record: Record, parent: str) -> str:
         """Log a record under a parent, once, and return its run id.
 
@@ -104,7 +115,8 @@ class Tracker:
             return str(known.info.run_id)
         if known:
             self._client.delete_run(known.info.run_id)
-        run_id = self._create(record, {_PARENT: parent})
+        nested = {_NESTED_UNDER: parent} if record.experiment == records.TRAIL else {}
+        run_id = self._create(record, {_PARENT: parent, **nested})
         self.add(run_id, record.metrics, record.curves)
         for path, text in record.texts.items():
             self._client.log_text(run_id, text, path)
@@ -131,6 +143,12 @@ class Tracker:
         """Add a file to a run's artifacts."""
         self._client.log_artifact(run_id, str(path))
 
+    def _experiment(self, name: str) -> str:
+        known = self._client.get_experiment_by_name(name)
+        if known:
+            return str(known.experiment_id)
+        return str(self._client.create_experiment(name, self._artifacts))
+
     def _open(self, record: Record) -> str:
         known = self._find(record)
         if known is None:
@@ -143,7 +161,8 @@ class Tracker:
 
         every = {**record.tags, **tags, _KEY: record.key(), "stage": record.stage}
         every["mlflow.source.name"] = "workbench"
-        run = self._client.create_run(self.experiment_id, tags=every, run_name=record.name)
+        experiment_id = self.experiment_ids[record.experiment]
+        run = self._client.create_run(experiment_id, tags=every, run_name=record.name)
         params = [Param(name, text) for name, text in record.params.items()]
         self._client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
@@ -167,7 +186,9 @@ class Tracker:
         found: list[Run] = []
         token = None
         while True:
-            page = self._client.search_runs([self.experiment_id], condition, page_token=token)
+            page = self._client.search_runs(
+                list(self.experiment_ids.values()), condition, page_token=token
+            )
             found += page
             token = page.token
             if not token:
@@ -190,7 +211,7 @@ class PipelineRun:
         return self._log(records.of_measurement(measurement, folder))
 
     def sweeps(self, measurements: Sequence[Measurement]) -> list[str]:
-        """One run per variant and mode: curves over batch size or rate."""
+        """One run per variant and mode, to compare: curves over batch size or rate."""
         return [self._log(record) for record in records.of_sweeps(measurements)]
 
     def fit(self, model: LatencyModel) -> str:
@@ -198,7 +219,7 @@ class PipelineRun:
         return self._log(records.of_latency_model(model))
 
     def tune(self, tuning: Tuning) -> str:
-        """The baselines (a run each) and the winner, whose run id is returned."""
+        """Baselines and winner, to compare, and the search, whose run id is returned."""
         return [self._log(record) for record in records.of_tuning(tuning)][-1]
 
     def export(self, bundle: Path, plan: Plan) -> str:

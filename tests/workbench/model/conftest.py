@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.model import card, corpus
+from workbench.model import card, corpus, train
 
 
 @pytest.fixture
@@ -13,3 +13,4 @@ def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(corpus.is_heldout(name, corpus.HELDOUT_SHARE) for name, _ in documents)
     monkeypatch.setattr(corpus, "_library", lambda: documents)
     monkeypatch.setattr(card, "TASKS", 20)
+    monkeypatch.setattr(train, "TOKENIZER_TASKS", 200)

@@ -65,6 +65,7 @@ def test_chats_learn_answers_and_end_token_only(tokenizer: PreTrainedTokenizerFa
     assert torch.equal(inputs[learnt], labels[learnt])
     text = tokenizer.decode(inputs)
     answers = [part.split(END)[0] for part in text.split("<|assistant|>")[1:]]
+    assert all(answer.startswith(" ") for answer in answers)
     assert tokenizer.decode(labels[learnt]) == "".join(answer + END for answer in answers)
     assert text.startswith(("<|user|>", "<|system|>"))
 
@@ -73,7 +74,7 @@ def test_the_served_prompt_is_the_trained_prompt(tokenizer: PreTrainedTokenizerF
     ((prompt, answer),) = ChatFormat(tokenizer).encode([TASK], [None])
     served = tokenizer.apply_chat_template(TASK.messages, add_generation_prompt=True)
     assert served["input_ids"] == prompt
-    assert tokenizer.decode(answer) == "Paris" + END
+    assert tokenizer.decode(answer) == " Paris" + END
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_it_answers(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def test_it_beats_the_ngram(
     model: Any, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any]
 ) -> None:
-    rows = heldout_tokens(tokenizer, max_tokens=60_000)
+    rows = heldout_tokens(tokenizer, max_tokens=40_000)
     perplexity = math.exp(float(negative_log_likelihood(model, rows).mean()))
     assert perplexity < 0.9 * card["heldout"]["ngram"]["perplexity"]
 

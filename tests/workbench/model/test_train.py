@@ -55,9 +55,12 @@ def test_training_learns_is_repeatable_and_survives_an_interrupt(
 
     assert _run(tmp_path / "whole") == []  # finished: nothing left to do
     assert not (tmp_path / "whole" / "resume.pt").exists()
-    assert _run(tmp_path / "whole", resume=False) == whole
     with pytest.raises(ResumeError, match="resume=False"):
         _run(tmp_path / "whole", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "whole", seed=1, resume=False, stop_after=4)
+    with pytest.raises(ResumeError, match="'seed': 1"):
+        _run(tmp_path / "whole")  # the finished run is gone, the new one half done
 
 
 @pytest.mark.parametrize(

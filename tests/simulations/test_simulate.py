@@ -1,0 +1,199 @@
+"""A day of a fleet: reproducible, comparable between plans, and honest about what failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from serving.errors import InfeasibleError, InputError
+from serving.hpa import GPU_UTILISATION, REQUESTS_RUNNING, HpaSpec, pods_metric
+from serving.plan import Slo
+from simulations.alerts import GPU_BUSY, MEAN_TTFT, P99_TTFT, VOLUME_DROP, alerts
+from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
+from simulations.engine import percentiles, simulate_workload
+from simulations.fleet import Cluster
+from simulations.result import SimResult
+from simulations.simulate import simulate
+from simulations.traffic import ClosedLoop, Constant, Day, Fixed, Workload
+from tests.simulations.models import ENGINE, latency, plan, workload
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def small(seed: int) -> pd.DataFrame:
+    load = workload(rate_rps=30, duration_s=300, warmup_s=30)
+    return simulate(plan(replicas=2), load, latency(), seeds=(seed,)).per_seed
+
+
+def test_sequential_equals_parallel_and_no_seed_depends_on_another() -> None:
+    load = workload(rate_rps=30, duration_s=300, warmup_s=30)
+    together = simulate(plan(replicas=2), load, latency(), seeds=(0, 1)).per_seed
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        apart = pd.concat(pool.map(small, (0, 1)), ignore_index=True)
+    pd.testing.assert_frame_equal(together, apart, check_exact=True)
+    assert together["e2e_p50_s"].nunique() == 2
+
+
+def test_a_cold_compiler_cache_gives_the_same(tmp_path: Path) -> None:
+    code = (
+        "from tests.simulations.test_simulate import small;"
+        "print(repr(small(0)['e2e_p99_s'][0].item()))"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert any(tmp_path.rglob("*.nbi"))
+    assert float(done.stdout) == small(0)["e2e_p99_s"][0]
+
+
+def test_the_result_is_whole_and_the_inputs_are_left_alone() -> None:
+    a_plan, load, model = plan(replicas=2), workload(rate_rps=10, duration_s=900), latency()
+    before = [value.model_dump_json() for value in (a_plan, load, model)]
+    said: list[tuple[str, float]] = []
+    found = simulate(
+        a_plan, load, model, on_progress=lambda what, share: said.append((what, share))
+    )
+    assert [value.model_dump_json() for value in (a_plan, load, model)] == before
+    assert set(found.metrics) == {
+        *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
+        *("slo_attainment", "gpu_hours", "cost_usd", "replicas_mean", "replicas_max"),
+        *("scale_events", "gpu_utilisation_mean", "idle_share", "unfinished"),
+    }
+    assert list(found.timeline.columns) == [
+        *("t_s", "offered_rps", "replicas_ready", "replicas_desired"),
+        *("requests_running", "requests_waiting", "kv_cache_usage", "gpu_utilisation"),
+    ]
+    assert found.metrics["gpu_hours"].value == pytest.approx(48)
+    assert found.metrics["cost_usd"].value == pytest.approx(48 * 2.5)
+    assert found.metrics["ttft_p99_s"].n == 3
+    assert found.timeline["offered_rps"].mean() == pytest.approx(10, rel=0.1)
+    assert found.keeps_slo
+    # The article's rule on GPU utilisation fires on a fleet that is at a fifth of its capacity.
+    assert set(found.alerts["alert"]) == {GPU_BUSY}
+    shares = [share for _, share in said]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert found._repr_html_().startswith("<b>tested</b> keeps")
+
+
+def test_an_overloaded_fleet_breaks_the_slo_and_says_so() -> None:
+    found = simulate(plan(replicas=1), workload(rate_rps=90, duration_s=1500), latency())
+    assert not found.keeps_slo
+    assert found.metrics["slo_attainment"].value < 0.5
+    assert found.metrics["gpu_utilisation_mean"].value > 0.9
+    assert {MEAN_TTFT, P99_TTFT, GPU_BUSY} <= set(found.alerts["alert"])
+
+
+def test_unanswered_requests_count_with_their_age() -> None:
+    found = simulate(plan(replicas=1), workload(rate_rps=400, duration_s=900), latency())
+    assert found.metrics["unfinished"].value > 0.3
+    assert found.metrics["ttft_p99_s"].value > 900
+
+
+def e2e_p99(result: SimResult) -> npt.NDArray[np.float64]:
+    return result.per_seed["e2e_p99_s"].to_numpy(dtype=np.float64)
+
+
+def test_common_random_numbers_narrow_a_comparison() -> None:
+    load = workload(rate_rps=50, duration_s=400)
+    seeds = range(6)
+    two, three = (e2e_p99(simulate(plan(replicas=n), load, latency(), seeds=seeds)) for n in (2, 3))
+    assert (three < two).all()
+    assert np.std(three - two) < 0.5 * np.hypot(np.std(three), np.std(two))
+
+
+@pytest.mark.parametrize(
+    ("load", "seeds", "complaint"),
+    [
+        (workload(arrivals=ClosedLoop(concurrency=2, requests=10)), (0,), "closed"),
+        (workload(), (), "seeds"),
+        (workload(rate_rps=1e-6), (0,), "sends nothing"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(
+    load: Workload, seeds: tuple[int, ...], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        simulate(plan(), load, latency(), seeds=seeds)
+
+
+def test_gpu_utilisation_scales_to_the_maximum_where_the_queue_does_not() -> None:
+    """Three replicas carry 60 rps; a device that is busy with one request of 64 looks full."""
+    load = workload(rate_rps=60, duration_s=3600)
+    by_busy, by_running = (
+        simulate(
+            plan(hpa=HpaSpec(max_replicas=10, metrics=(pods_metric(name, target),))),
+            load,
+            latency(),
+            cluster=Cluster(initial_replicas=3),
+        )
+        for name, target in ((GPU_UTILISATION, 70), (REQUESTS_RUNNING, 32))
+    )
+    assert (by_busy.per_seed["replicas_max"] == 10).all()
+    assert (by_running.per_seed["replicas_max"] <= 4).all()
+    assert by_running.keeps_slo
+    assert by_busy.metrics["gpu_hours"].low > 2 * by_running.metrics["gpu_hours"].high
+
+
+def test_alerts_by_hand() -> None:
+    """TTFT is 0.6 s in minutes 10 and 11; traffic halves at 1500 s; the GPU is full from 600 s."""
+    sent = np.concatenate([np.arange(0, 1500, 1.0), np.arange(1500, 3000, 2.0)])
+    ttft_s = np.where((sent >= 600) & (sent < 719), 0.6, 0.1)
+    requests = pd.DataFrame(
+        {"arrived_at_s": sent, "ttft_s": ttft_s, "first_token_s": sent + ttft_s}
+    )
+    t_s = np.arange(0.0, 3000.0, 15.0)
+    timeline = pd.DataFrame({"t_s": t_s, "gpu_utilisation": np.where(t_s >= 600, 0.9, 0.5)})
+    found = alerts(requests, timeline, 3000).set_index("alert")
+    assert tuple(found.loc[MEAN_TTFT]) == (600, 720)
+    assert tuple(found.loc[P99_TTFT]) == (600, 900)
+    assert tuple(found.loc[GPU_BUSY]) == (900, 2985)
+    assert tuple(found.loc[VOLUME_DROP]) == (1500, 1800)
+    assert len(found) == 4
+
+
+def test_capacity_is_where_the_slo_breaks() -> None:
+    slo = Slo(ttft_p99_s=0.5)
+    load = workload()
+    found = capacity_rps(load, latency(), ENGINE, slo)
+    for share, keeps in ((0.97, True), (1.1, False)):
+        spaced = load.at(arrivals=Constant(rate_rps=found * share), duration_s=10_000 / found)
+        requests = simulate_workload(spaced, latency(), ENGINE)
+        assert (percentiles(requests.iloc[2500:])["ttft_p99_s"] <= 0.5) == keeps
+
+
+def test_bounds_are_in_order() -> None:
+    """Clairvoyant <= smallest static fleet that keeps the SLO; one replica fewer breaks it."""
+    day = workload(
+        arrivals=Day(peak_rps=120),
+        prompt_tokens=Fixed(tokens=300),
+        output_tokens=Fixed(tokens=100),
+        duration_s=1200,
+    )
+    a_plan = plan(slo=Slo(ttft_p99_s=0.3))
+    static = static_peak(a_plan, day, latency(), seeds=(0, 1))
+    bound = clairvoyant_bound(day, latency(), ENGINE, a_plan.slo)
+    assert 2 <= static <= 5
+    assert 24 * 0.3 * static < bound <= 24 * static
+    fewer = plan(slo=a_plan.slo, replicas=static - 1)
+    assert not simulate(fewer, day, latency(), seeds=(0, 1)).keeps_slo
+
+
+def test_an_slo_that_no_fleet_keeps_is_infeasible() -> None:
+    with pytest.raises(InfeasibleError, match="one request at a time"):
+        static_peak(plan(slo=Slo(ttft_p99_s=0.005)), workload(), latency())

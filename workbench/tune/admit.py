@@ -1,0 +1,102 @@
+"""Which candidates are searched, with which engines, and how many replicas the peak needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.errors import ExtrapolationError, InfeasibleError
+from serving.plan import EngineArgs, Slo, Variant
+from simulations.bounds import capacity_rps
+from simulations.traffic import Workload
+from workbench.fit import check_range, fitted_max_num_seqs
+from workbench.tune.space import Candidate, SearchSpace
+
+_MINUTE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What may be searched.
+
+    Attributes:
+        candidates: those that may win.
+        seqs: choices of max_num_seqs by variant, the largest first.
+        peak_replicas: replicas of the fastest that the busiest minute needs.
+        rejected: the others by variant, with the reason.
+    """
+
+    candidates: tuple[Candidate, ...]
+    seqs: Mapping[str, tuple[int, ...]]
+    peak_replicas: int
+    rejected: Mapping[str, str]
+
+
+def admit(
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    slo: Slo,
+    engine: EngineArgs,
+    space: SearchSpace,
+) -> Admitted:
+    """Reject what loses too much quality, was not measured far enough, or is too slow alone.
+
+    Raises:  InfeasibleError: nothing is left.
+    """
+    kept: list[Candidate] = []
+    seqs: dict[str, tuple[int, ...]] = {}
+    rejected: dict[str, str] = {}
+    fastest_rps = 0.0
+    for candidate in candidates:
+        name = candidate.variant.name
+        choices = space.seqs_choices(engine, fitted_max_num_seqs(candidate.latency))
+        doubt = _quality_doubt(candidate.variant, slo) or _size_doubt(candidate, choices, space)
+        if doubt:
+            rejected[name] = doubt
+            continue
+        own = EngineArgs.model_validate(engine.model_dump() | {"max_num_seqs": choices[0]})
+        try:
+            check_range(candidate.latency, own, workload)
+            capacity = capacity_rps(workload, candidate.latency, own, slo)
+        except (ExtrapolationError, InfeasibleError) as error:
+            rejected[name] = str(error)
+            continue
+        kept.append(candidate)
+        seqs[name] = choices
+        fastest_rps = max(fastest_rps, capacity)
+    if not kept:
+        reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in rejected.items())
+        raise InfeasibleError(
+            f"no variant can be searched ({reasons})",
+            remedy="Loosen that limit, or measure what is missing.",
+        )
+    return Admitted(tuple(kept), seqs, _peak_replicas(workload, fastest_rps), rejected)
+
+
+def _size_doubt(candidate: Candidate, choices: tuple[int, ...], space: SearchSpace) -> str:
+    if choices:
+        return ""
+    return (
+        f"max_num_seqs(={space.max_num_seqs}) is beyond what was measured"
+        f" ({candidate.latency.fitted_range.decode_seqs} sequences)"
+    )
+
+
+def _quality_doubt(variant: Variant, slo: Slo) -> str:
+    """Why a variant's quality rules it out; empty where it does not."""
+    if variant.quality is None:
+        return "" if variant.parent is None else "its quality against its parent was not measured"
+    loss = 1 - variant.quality.relative_task_accuracy
+    if loss <= slo.max_quality_loss:
+        return ""
+    return f"loses {loss:.1%} of task accuracy, more than max_quality_loss(={slo.max_quality_loss})"
+
+
+def _peak_replicas(workload: Workload, capacity: float) -> int:
+    """Replicas that the busiest minute needs."""
+    arrived_at_s = workload.schedule().arrived_at_s
+    window_s = min(_MINUTE_S, workload.duration_s)
+    busiest = np.bincount((arrived_at_s // window_s).astype(np.int64)).max()
+    return max(1, int(np.ceil(busiest / window_s / capacity)))

@@ -1,0 +1,103 @@
+"""What the winner is held against, on the same variant, engine, traffic and seeds.
+
+Only the fleet's size over time differs, so the difference is the autoscaler's. A rule of practice
+may take as many replicas as the winner's search might have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from serving.errors import InfeasibleError
+from serving.plan import Plan
+from simulations.bounds import clairvoyant_bound, static_peak
+from simulations.fleet import Cluster
+from simulations.latency import LatencyModel
+from simulations.result import SimResult
+from simulations.traffic import Workload
+from workbench.tune.evaluate import Simulate
+from workbench.tune.rules import rule_hpa
+
+CLAIRVOYANT = "clairvoyant bound"
+
+
+def baselines(
+    winner: Plan,
+    workload: Workload,
+    latency: LatencyModel,
+    *,
+    seeds: Sequence[int],
+    cluster: Cluster,
+    max_replicas: int,
+    simulate: Simulate,
+    on_progress: Callable[[str, float], None],
+) -> pd.DataFrame:
+    """Simulate the yardsticks.
+
+    The static fleet is the smallest that keeps the SLO on these very seeds: with hindsight that
+    nobody has. A static fleet that cannot keep it at any size is left out.
+
+    Returns: DataFrame: name, variant, keeps_slo, and the metrics of SimResult; of the clairvoyant
+             bound only gpu_hours and cost_usd.
+    """
+    rows = []
+    on_progress("static fleet of the peak", 0.0)
+    try:
+        size = static_peak(winner, workload, latency, seeds=seeds, cluster=cluster)
+        plans = [_changed(winner, "static-peak", replicas=size, hpa=None)]
+    except InfeasibleError:
+        plans = []
+    seqs = winner.engine.max_num_seqs
+    for rule, name in (("article", "article-hpa"), ("queue", "queue-rule")):
+        plans.append(_changed(winner, name, hpa=rule_hpa(rule, seqs, max_replicas).model_dump()))
+    for number, plan in enumerate(plans):
+        on_progress(plan.name, 0.4 + 0.5 * number / len(plans))
+        rows.append(row(plan, simulate(plan, workload, latency, seeds=seeds, cluster=cluster)))
+    on_progress(CLAIRVOYANT, 0.9)
+    rows.append(_clairvoyant(winner, workload, latency, seeds))
+    return pd.DataFrame(rows)
+
+
+def row(plan: Plan, result: SimResult) -> dict[str, Any]:
+    """One row of the table."""
+    return {
+        "name": plan.name,
+        "variant": plan.variant.name,
+        "keeps_slo": result.keeps_slo,
+        **{name: estimate.value for name, estimate in result.metrics.items()},
+    }
+
+
+def _changed(plan: Plan, name: str, **fields: Any) -> Plan:
+    return Plan.model_validate(plan.model_dump() | {"name": name, "warm_spares": 0} | fields)
+
+
+def _clairvoyant(
+    plan: Plan, workload: Workload, latency: LatencyModel, seeds: Sequence[int]
+) -> dict[str, Any]:
+    hours = float(
+        np.mean(
+            [
+                clairvoyant_bound(
+                    workload,
+                    latency,
+                    plan.engine,
+                    plan.slo,
+                    seed=seed,
+                    gpus_per_replica=plan.gpus_per_replica,
+                )
+                for seed in seeds
+            ]
+        )
+    )
+    return {
+        "name": CLAIRVOYANT,
+        "variant": plan.variant.name,
+        "keeps_slo": True,
+        "gpu_hours": hours,
+        "cost_usd": hours * plan.gpu_usd_per_hour,
+    }

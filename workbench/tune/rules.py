@@ -1,0 +1,89 @@
+"""Rules of practice: where the search starts, and what its winner is held against.
+
+| rule | metric and target | from |
+|---|---|---|
+| article | GPU utilisation 70 % and mean TTFT 300 ms | the usual advice for any GPU workload |
+| queue | 5 waiting requests per replica | autoscaling guides for vLLM and TGI: 3 to 5 |
+| running | 70 % of max_num_seqs running | the batch-size rule: stay below a full batch |
+
+All with Kubernetes' own behaviour: up at once by 4 pods or 100 % in 15 s, down after 5 minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from serving.hpa import (
+    GPU_UTILISATION,
+    REQUESTS_RUNNING,
+    REQUESTS_WAITING,
+    TTFT_MEAN,
+    HpaSpec,
+    pods_metric,
+)
+from workbench.tune.space import Point, SearchSpace, seqs_name, target_name
+
+ARTICLE: Mapping[str, float] = {GPU_UTILISATION: 70, TTFT_MEAN: 0.3}
+QUEUE: Mapping[str, float] = {REQUESTS_WAITING: 5}
+RUNNING: Mapping[str, float] = {REQUESTS_RUNNING: 0.7}
+"""Share of max_num_seqs."""
+RULES: Mapping[str, Mapping[str, float]] = {"article": ARTICLE, "queue": QUEUE, "running": RUNNING}
+
+
+def rule_hpa(rule: str, max_num_seqs: int, max_replicas: int) -> HpaSpec:
+    """A rule of practice as it is deployed."""
+    return HpaSpec(
+        max_replicas=max_replicas,
+        metrics=tuple(
+            pods_metric(metric, target * (max_num_seqs if metric == REQUESTS_RUNNING else 1))
+            for metric, target in RULES[rule].items()
+        ),
+    )
+
+
+def first_points(space: SearchSpace, seqs: Mapping[str, tuple[int, ...]]) -> Iterator[Point]:
+    """Where to start: every rule on the first variant; on each, a fleet that is always there.
+
+    A point that the space does not hold is moved to the nearest that it does.
+
+    Args:    seqs: choices of max_num_seqs by variant, the largest first.
+    """
+    assert space.min_replicas is not None
+    assert space.max_replicas is not None
+    first = next(iter(seqs))
+    for targets in RULES.values():
+        if tuple(targets) in space.metrics:
+            yield _point(space, first, seqs[first][0], targets, space.min_replicas[0])
+    metric = space.metrics[0]
+    for variant, choices in seqs.items():
+        middle = {
+            name: (space.targets[name].low * space.targets[name].high) ** 0.5 for name in metric
+        }
+        yield _point(space, variant, choices[0], middle, space.min_replicas[1])
+
+
+def _point(
+    space: SearchSpace, variant: str, seqs: int, targets: Mapping[str, float], least: int
+) -> Point:
+    assert space.max_replicas is not None
+    point: dict[str, Any] = {
+        "variant": variant,
+        seqs_name(variant): seqs,
+        "metrics": " + ".join(targets),
+        "min_replicas": least,
+        "max_replicas": space.max_replicas[1],
+    }
+    for metric, target in targets.items():
+        bounds = space.targets[metric]
+        point[target_name(metric)] = min(max(target, bounds.low), bounds.high)
+    for name, usual in (
+        ("warm_spares", 0),
+        ("scale_up_window_s", 0),
+        ("scale_up_pods", 4),
+        ("scale_down_window_s", 300),
+        ("scale_down_percent", 100),
+        ("tolerance", 0.1),
+    ):
+        point[name] = min(getattr(space, name), key=lambda choice: abs(choice - usual))
+    return point

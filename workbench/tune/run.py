@@ -1,0 +1,171 @@
+"""The tune stage: which variants, how large a space, the search, and the winner's proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from serving.errors import InputError
+from serving.plan import EngineArgs, Plan, Slo
+from simulations.engine import predict
+from simulations.fleet import Cluster
+from simulations.result import SimResult
+from simulations.simulate import simulate as the_twin
+from simulations.traffic import Workload
+from workbench.tune.admit import admit
+from workbench.tune.baselines import baselines
+from workbench.tune.evaluate import Job, Score, Simulate
+from workbench.tune.proof import replay, winner
+from workbench.tune.rules import first_points
+from workbench.tune.space import Candidate, Ground, Point, SearchSpace, draw
+from workbench.tune.tuning import Tuning
+
+OnProgress = Callable[[str, float], None]
+_SIZED, _SEARCHED, _PROVEN = 0.05, 0.75, 0.85
+"""Share of the work done after each part."""
+
+
+def tune(
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    slo: Slo,
+    *,
+    engine: EngineArgs,
+    space: SearchSpace | None = None,
+    trials: int = 40,
+    seeds: Sequence[int] = (0, 1),
+    unseen_seeds: Sequence[int] = (100, 101, 102),
+    storage: Path,
+    cluster: Cluster | None = None,
+    seed: int = 0,
+    n_jobs: int = 1,
+    gpu_usd_per_hour: float = 2.5,
+    gpus_per_replica: int = 1,
+    simulate: Simulate = the_twin,
+    on_progress: OnProgress | None = None,
+) -> Tuning:
+    """Find the plan with the fewest GPU hours a day that keeps the SLO.
+
+    The SLO is a constraint of the search, never part of what is minimised: a trial keeps it where
+    its worst seed does. The winner is the cheapest trial that also keeps it on traffic that the
+    search has not seen, by the upper end of the interval; where the cheapest does not, the next is
+    taken. The same seed gives the same winner, whatever `n_jobs`, and also where a run was killed
+    and taken up again; `trials` counts from the first run.
+
+    Args:    candidates: variants with their latency models; those that lose more quality than the
+                 SLO allows, or were not measured as far as the workload goes, are left out.
+             engine: max_num_seqs is an upper limit.
+             space: None is `SearchSpace()`.
+             storage: SQLite file of the study; another search in it is kept apart.
+             cluster: None is `Cluster()`.
+             n_jobs: processes that simulate.
+             simulate: the twin; for n_jobs > 1 it must be a function of a module.
+    Raises:  InfeasibleError: nothing keeps the SLO; says what came nearest and what to change.
+             InputError: candidates twice, no seeds, or seeds of the search among the unseen.
+    """
+    from workbench.tune.search import Search
+
+    say = on_progress or (lambda doing, share: None)
+    _check(candidates, trials, seeds, unseen_seeds)
+    cluster = Cluster() if cluster is None else cluster
+    space = SearchSpace() if space is None else space
+    say("sizing the search", 0.0)
+    admitted = admit(candidates, workload, slo, engine, space)
+    ground = Ground(
+        candidates=admitted.candidates,
+        engine=engine,
+        slo=slo,
+        space=space.sized(admitted.peak_replicas),
+        gpu_usd_per_hour=gpu_usd_per_hour,
+        gpus_per_replica=gpus_per_replica,
+    )
+
+    def job(point: Point) -> Job:
+        latency = ground.candidate(point["variant"]).latency
+        return Job(ground.plan_of(point), workload, latency, tuple(seeds), cluster, simulate)
+
+    search = Search(
+        storage,
+        _study_name(ground, workload, cluster, seeds, seed),
+        lambda trial: draw(trial, ground.space, admitted.seqs),
+        first=list(first_points(ground.space, admitted.seqs)),
+        seed=seed,
+    )
+    search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
+
+    def prove(plan: Plan, over: Sequence[int]) -> SimResult:
+        latency = ground.candidate(plan.variant.name).latency
+        return simulate(plan, workload, latency, seeds=over, cluster=cluster)
+
+    won, result = winner(
+        [(point, found) for _, point, found in search.scores()],
+        ground,
+        tuple(unseen_seeds),
+        prove,
+        lambda doing: say(doing, _SEARCHED),
+    )
+    latency = ground.candidate(won.variant.name).latency
+    return Tuning(
+        winner=won,
+        winner_result=result,
+        prediction=predict(won, latency, replay(result, workload)),
+        trials=search.table(),
+        baselines=baselines(
+            won,
+            workload,
+            latency,
+            seeds=tuple(unseen_seeds),
+            cluster=cluster,
+            max_replicas=ground.most_replicas,
+            simulate=simulate,
+            on_progress=lambda doing, share: say(doing, _PROVEN + (1 - _PROVEN) * share),
+        ),
+        rejected=admitted.rejected,
+    )
+
+
+def _check(
+    candidates: Sequence[Candidate],
+    trials: int,
+    seeds: Sequence[int],
+    unseen_seeds: Sequence[int],
+) -> None:
+    names = [candidate.variant.name for candidate in candidates]
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"candidates(={names}) must be at least one, each once",
+            remedy="Name each variant once.",
+        )
+    if trials < 1:
+        raise InputError(f"trials(={trials}) must be >= 1", remedy="A search takes some 40.")
+    both = sorted(set(seeds) & set(unseen_seeds))
+    if not seeds or not unseen_seeds or both:
+        raise InputError(
+            f"seeds(={tuple(seeds)}) and unseen_seeds(={tuple(unseen_seeds)}) must have at least one"
+            " each and none in common",
+            remedy="A winner is proven on traffic that the search has not seen.",
+        )
+
+
+def _study_name(
+    ground: Ground, workload: Workload, cluster: Cluster, seeds: Sequence[int], seed: int
+) -> str:
+    """Searches of anything else must not share trials."""
+    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [f"{tuple(seeds)} {seed}"]
+    return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _teller(say: OnProgress, trials: int) -> Callable[[int, Score | None], None]:
+    """Progress by trials; of what was resumed the best is not known before the next trial."""
+    best = float("inf")
+
+    def on_trial(done: int, found: Score | None) -> None:
+        nonlocal best
+        if found is not None and found.keeps_slo:
+            best = min(best, found.metrics["gpu_hours"])
+        said = f", best {best:.1f} GPU hours a day" if best < float("inf") else ""
+        share = _SIZED + (_SEARCHED - _SIZED) * min(1.0, done / trials)
+        say(f"{done} of {trials} trials{said}", share)
+
+    return on_trial

@@ -1,0 +1,203 @@
+"""The Optuna study: stored, resumable, the same in sequence and in parallel.
+
+Trials are asked for in batches of a fixed size and told together, and the sampler of each batch is
+seeded by how many trials came before it. So the result depends neither on how many processes run
+the batch nor on whether the search was killed: what a dead run left RUNNING is marked failed, and
+its batch is asked for again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.tune.evaluate import Job, Score, score
+from workbench.tune.space import Point, Suggester
+
+BATCH = 4
+_SCORE = "score"
+_POINT = "point"
+
+OnTrial = Callable[[int, "Score | None"], None]
+
+
+class Search:
+    """A study in a SQLite file, which optuna-dashboard opens.
+
+    Args:    storage: the file; made where it is missing.
+             name: of the study: another search in the same file is another study.
+             draw: lets a trial choose its point.
+             first: points to try first.
+             seed: the same seed gives the same trials.
+    """
+
+    def __init__(
+        self,
+        storage: Path,
+        name: str,
+        draw: Callable[[Suggester], Point],
+        *,
+        first: Sequence[Point],
+        seed: int,
+    ) -> None:
+        import optuna
+
+        self._draw = draw
+        self._first = first
+        self._seed = seed
+        storage.parent.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{storage.resolve()}",
+                study_name=name,
+                direction="minimize",
+                load_if_exists=True,
+            )
+        self._abandon()
+
+    def run(
+        self, trials: int, job: Callable[[Point], Job], *, n_jobs: int, on_trial: OnTrial
+    ) -> None:
+        """Go on until so many trials are finished.
+
+        Args:    on_trial: called with how many are finished, and the last one's score.
+        """
+        done = len(self._finished())
+        on_trial(done, None)
+        with _quiet(), _workers(n_jobs) as run:
+            while done < trials:
+                asked = self._ask(min(BATCH, trials - done), done)
+                jobs = [job(point) for _, point in asked]
+                scores = []
+                for found in run(jobs):
+                    scores.append(found)
+                    on_trial(done + len(scores), found)
+                for (trial, point), found in zip(asked, scores, strict=True):
+                    self._tell(trial, point, found)
+                done += len(asked)
+
+    def scores(self) -> list[tuple[int, Point, Score]]:
+        """(number, point, score) of every finished trial, in order; numbers count from 0."""
+        return [
+            (number, trial.user_attrs[_POINT], Score(**trial.user_attrs[_SCORE]))
+            for number, trial in enumerate(self._finished())
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """One row per finished trial: number, state, its metrics, keeps_slo, and its point."""
+        rows = []
+        for number, point, found in self.scores():
+            metrics, target = point["metrics"], f"target of {point['metrics'].split(' + ')[0]}"
+            rows.append(
+                {
+                    "number": number,
+                    "state": "FAIL" if found.error else "COMPLETE",
+                    **found.metrics,
+                    "keeps_slo": found.keeps_slo,
+                    "over_limit": max(found.over.values(), default=np.nan),
+                    "seeds_run": found.seeds_run,
+                    "error": found.error,
+                    "metric": metrics,
+                    "target": point[target],
+                    **point,
+                }
+            )
+        table = pd.DataFrame(rows)
+        # Where all trials failed the columns that figures need are there, empty.
+        for name in ("gpu_hours", "ttft_p99_s"):
+            if name not in table:
+                table[name] = np.nan
+        return table
+
+    # -- storage ---------------------------------------------------------------------------------
+
+    def _of_states(self, *states: str) -> list[Any]:
+        return [
+            trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name in states
+        ]
+
+    def _finished(self) -> list[Any]:
+        """Without those that a dead run left: they failed without a reason."""
+        ended = self._of_states("COMPLETE", "FAIL")
+        return [
+            trial
+            for trial in ended
+            if trial.state.name == "COMPLETE" or trial.user_attrs.get(_SCORE, {}).get("error")
+        ]
+
+    def _abandon(self) -> None:
+        """Close what a dead run left."""
+        from optuna.trial import TrialState
+
+        while self._of_states("WAITING"):
+            self._study.ask()
+        for left in self._of_states("RUNNING"):
+            self._study.tell(left.number, state=TrialState.FAIL)
+
+    def _ask(self, count: int, done: int) -> list[tuple[Any, Point]]:
+        import optuna
+
+        seed = int(np.random.SeedSequence([self._seed, done]).generate_state(1)[0])
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed)
+        asked = []
+        for number in range(done, done + count):
+            if number < len(self._first):
+                self._study.enqueue_trial(dict(self._first[number]))
+            trial = self._study.ask()
+            asked.append((trial, self._draw(trial)))
+        return asked
+
+    def _tell(self, trial: Any, point: Point, found: Score) -> None:
+        from optuna.trial import TrialState
+
+        trial.set_user_attr(_POINT, dict(point))
+        trial.set_user_attr(_SCORE, _plain(found))
+        if found.error:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        for name, over in found.over.items():
+            trial.set_constraint(name, over)
+        self._study.tell(trial, found.metrics["gpu_hours"])
+
+
+def _plain(found: Score) -> dict[str, Any]:
+    return {
+        "metrics": dict(found.metrics),
+        "over": dict(found.over),
+        "seeds_run": found.seeds_run,
+        "error": found.error,
+    }
+
+
+@contextmanager
+def _workers(n_jobs: int) -> Iterator[Callable[[Sequence[Job]], Iterator[Score]]]:
+    """Something that runs jobs and gives their scores in order."""
+    if n_jobs == 1:
+        yield lambda jobs: map(score, jobs)
+        return
+    # Spawned: a forked child would share the parent's connection to the storage.
+    with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
+        yield lambda jobs: pool.map(score, jobs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna says on stderr what it does; here progress is reported by callback."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,135 @@
+"""What the search found."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from serving.errors import InputError
+from serving.plan import Plan
+from serving.values import Estimate, one_line
+from simulations.result import Prediction, SimResult
+
+SCHEMA_VERSION = 1
+_TABLES = ("trials", "baselines", "per_seed", "timeline", "alerts")
+_SHOWN = ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The winner of a search, and what it is held against.
+
+    Attributes:
+        winner: the cheapest plan that keeps the SLO on traffic that the search had not seen.
+        winner_result: of the winner on that traffic.
+        prediction: what one replica of the winner will show under a replay of its busy hour.
+        trials: one row per trial, on the seeds of the search: number, state, metrics, keeps_slo
+            (worst seed within every limit), over_limit, seeds_run, error, metric, target, and the
+            point in the space.
+        baselines: on the same unseen traffic as the winner: name, variant, keeps_slo, and the
+            metrics of SimResult.
+        rejected: variants that were not searched, with the reason.
+    """
+
+    winner: Plan
+    winner_result: SimResult
+    prediction: Prediction
+    trials: pd.DataFrame
+    baselines: pd.DataFrame
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """The winner beside the baselines."""
+        result = self.winner_result
+        own: dict[str, Any] = {name: estimate.value for name, estimate in result.metrics.items()}
+        own |= {"name": self.winner.name, "variant": self.winner.variant.name}
+        rows = pd.DataFrame([{**own, "keeps_slo": result.keeps_slo}])
+        columns = [name for name in self.baselines if name in rows]
+        return pd.concat([rows[columns], self.baselines], ignore_index=True)
+
+    def write(self, folder: Path) -> Path:
+        """Write one parquet per table, plan.json and, last and whole, tuning.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        head_path = folder / "tuning.json"
+        head_path.unlink(missing_ok=True)
+        result = self.winner_result
+        tables = dict(
+            zip(
+                _TABLES,
+                (self.trials, self.baselines, result.per_seed, result.timeline, result.alerts),
+                strict=True,
+            )
+        )
+        for name, table in tables.items():
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+        self.winner.write(folder / "plan.json")
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "winner": self.winner.model_dump(mode="json", by_alias=True),
+            "plan_name": result.plan_name,
+            "metrics": {name: e.model_dump() for name, e in result.metrics.items()},
+            "keeps_slo": result.keeps_slo,
+            "prediction": self.prediction.model_dump(mode="json"),
+            "rejected": dict(self.rejected),
+        }
+        partial = head_path.with_name("tuning.json.partial")
+        partial.write_text(json.dumps(head, indent=2) + "\n")
+        partial.replace(head_path)
+        return folder
+
+    @classmethod
+    def read(cls, folder: Path) -> Tuning:
+        """Read what `write` wrote.
+
+        Raises:  InputError: not there, incomplete, or of another schema version.
+        """
+        remedy = "Tune again into another folder."
+        try:
+            head: dict[str, Any] = json.loads((folder / "tuning.json").read_text())
+            if head.get("schema_version") != SCHEMA_VERSION:
+                raise InputError(
+                    f"{folder} has schema_version(={head.get('schema_version')!r}),"
+                    f" this version reads {SCHEMA_VERSION}",
+                    remedy=remedy,
+                )
+            tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
+            metrics = {name: Estimate.model_validate(e) for name, e in head["metrics"].items()}
+            return cls(
+                winner=Plan.model_validate(head["winner"]),
+                winner_result=SimResult(
+                    plan_name=head["plan_name"],
+                    metrics=metrics,
+                    per_seed=tables["per_seed"],
+                    timeline=tables["timeline"],
+                    alerts=tables["alerts"],
+                    keeps_slo=head["keeps_slo"],
+                ),
+                prediction=Prediction.model_validate(head["prediction"]),
+                trials=tables["trials"],
+                baselines=tables["baselines"],
+                rejected=head["rejected"],
+            )
+        except ValidationError as error:
+            raise InputError(
+                f"{folder} is not a tuning: {one_line(error)}", remedy=remedy
+            ) from error
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{folder} is not a whole tuning ({error})", remedy=remedy) from error
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        shown = table[[name for name in _SHOWN if name in table]]
+        kept = int(self.trials["keeps_slo"].sum())
+        said = f"<b>{self.winner.name}</b> won of {len(self.trials)} trials, {kept} of which keep"
+        out = "".join(
+            f"<br>not searched: {html.escape(name)}, {html.escape(why)}"
+            for name, why in self.rejected.items()
+        )
+        return f"{said} the SLO{out}" + shown.to_html(index=False, float_format="{:.4g}".format)
