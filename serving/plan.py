@@ -31,7 +31,7 @@ class Variant(Value):
     """A local folder or a hub id."""
     revision: str | None = None
     method: str = "none"
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
     size_bytes: int = Field(0, ge=0)
     quality: Quality | None = None

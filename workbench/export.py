@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from serving.errors import BundleError
 from serving.manifests import render
 from serving.plan import Plan
@@ -25,16 +27,16 @@ class Evidence(Value):
     """What the plan rests on: measured, fitted and simulated, on which hardware and versions."""
 
     prediction: Prediction
-    measurements: dict[str, dict[str, float]] = {}
+    measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Summary of each, by name."""
     hardware: str = ""
-    versions: dict[str, str] = {}
-    fit_errors: dict[str, Estimate] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
+    fit_errors: dict[str, Estimate] = Field(default_factory=dict)
     fit_source: str = ""
     cold_start_s: float = 0.0
-    day: dict[str, Estimate] = {}
+    day: dict[str, Estimate] = Field(default_factory=dict)
     """The simulated day of the winner, on traffic that the search had not seen."""
-    fleets: list[dict[str, Any]] = []
+    fleets: list[dict[str, Any]] = Field(default_factory=list)
     """The winner beside the baselines."""
     mlflow_run_ids: tuple[str, ...] = ()
 
@@ -104,10 +106,8 @@ def check(folder: Path) -> Plan:
     """
     if not (folder / SUMS).is_file():
         raise BundleError(f"{folder} is not a bundle", remedy="Run `workbench export`.")
-    wanted = dict(
-        reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines()
-    )
-    there = dict(reversed(line.split("  ", 1)) for line in _sums(folder).splitlines())
+    wanted = _hashes((folder / SUMS).read_text())
+    there = _hashes(_sums(folder))
     for path in sorted(wanted.keys() | there.keys()):
         if wanted.get(path) != there.get(path):
             state = "missing" if path not in there else "new" if path not in wanted else "changed"
@@ -124,6 +124,12 @@ def _sums(folder: Path) -> str:
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
         for path in files
     )
+
+
+def _hashes(sums: str) -> dict[str, str]:
+    """{path: digest}."""
+    pairs = (line.split("  ", 1) for line in sums.splitlines())
+    return {path: digest for digest, path in pairs}
 
 
 def _evidence_page(plan: Plan, evidence: Evidence) -> str:
@@ -183,8 +189,8 @@ on; plan.json is the plan; SHA256SUMS lists every file.
 ## Deploy
 
 {pin}Metrics: add monitoring/prometheus-adapter.yaml to the values of your prometheus-adapter release.
-Weights: a hub model is fetched at its revision; a local one (the folder model/) goes onto a volume claimed as
-`{name}`.
+Weights: a hub model is fetched at its revision; a local one (the folder model/) goes onto a volume that
+is claimed as `{name}`.
 
     kubectl apply -k kubernetes/
     kubectl rollout status deployment/{name}

@@ -180,6 +180,7 @@ def _child(pipeline: Pipeline, name: str, there: Connection) -> None:
         # The parent was interrupted as well, and tells the user.
         pass
     except WorkbenchError as error:
+        traceback.print_exc()
         there.send(error)
     except Exception as error:
         traceback.print_exc()

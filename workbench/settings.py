@@ -138,6 +138,8 @@ class Settings(Value):
         return Workload(
             arrivals=Day(profile=self.profile, peak_rps=peak_rps),
             duration_s=self.day_duration_s,
+            # A fleet does not begin its day with the lights off.
+            warmup_s=self.day_duration_s / 24,
             seed=self.seed,
             **lengths,
         )
@@ -147,11 +149,11 @@ QUICK: dict[str, Any] = {
     "batches": (1, 8),
     "sweep_tokens": 32,
     "repeats": 1,
-    "load_shares": (0.1, 0.3),
-    "load_duration_s": 8.0,
+    "load_shares": (0.15, 0.3),
+    "load_duration_s": 10.0,
     "served_variants": 1,
     "peak_replicas": 3,
-    "day_duration_s": 3_600,
+    "day_duration_s": 14_400,
     "trials": 6,
     "unseen_seeds": (100, 101),
     "distil_tokens": 30_000,

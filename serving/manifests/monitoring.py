@@ -3,9 +3,9 @@
 The Resource metric type carries cpu and memory only, so a metric of vLLM or of a GPU reaches the
 autoscaler through the adapter's rules here. vLLM's names hold a colon, which Kubernetes does not take.
 
-The article's alerts are literal but for two things, since they would fire for ever or never mean anything:
-500 ms binds to the time to the first token (a whole answer takes longer), and GPU memory above 85 %
-counts only together with a KV cache above 85 % (vLLM reserves the memory at its start).
+The article's alerts are literal but for two things, since they would fire for ever: 500 ms binds to the
+time to the first token (a whole answer takes longer), and GPU memory above 85 % counts only together
+with a KV cache above 85 % (vLLM reserves the memory at its start).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Distillation: a student learns the teacher's distribution over the next token.
 
-Loss: T^2 KL(teacher || student) of the logits at temperature T, on text and tasks, where the recipe of the
-parent would learn as well. A checkpoint every `save_every` steps makes it resumable; a resumed run gives
+Loss: T^2 KL(teacher || student) of the logits at temperature T, on text and tasks, where the recipe of
+the parent would learn as well. A checkpoint every `save_every` steps makes it resumable; a resumed run gives
 the same student as one that was never cut off.
 
 Source:  Hinton et al., arXiv 1503.02531.
@@ -72,7 +72,7 @@ def distil(
             got = learner(inputs).logits[:, :-1]
         mask = learnt[:, 1:]
         loss = _kl(wanted[mask].float(), got[mask].float(), temperature)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

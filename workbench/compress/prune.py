@@ -85,7 +85,7 @@ def importance(
 
 
 def _check(model: Any, layers: int, mlp_width: int | None) -> None:
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if not hasattr(inner, "layers") or not hasattr(inner.layers[0].mlp, "gate_proj"):
         raise ModelError(
             f"cannot prune architecture {type(model).__name__!r}",

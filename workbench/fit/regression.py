@@ -133,16 +133,16 @@ def _solve(
     terms: FloatArray, took: FloatArray, weights: FloatArray, columns: BoolArray
 ) -> FloatArray:
     """Weighted NNLS of the chosen columns, zero elsewhere. Normalised: the terms differ by 1e6."""
-    root = np.sqrt(weights)[:, None]
-    matrix = terms[:, columns] * root
-    norm = np.linalg.norm(matrix, axis=0)
+    joined = np.column_stack([terms[:, columns], took])
+    norm = np.sqrt(weights @ joined**2)
     norm[norm == 0] = 1.0
-    # The triangular factor has the same least squares in a few rows.
-    joined = np.column_stack([matrix / norm, took * root[:, 0]])
-    triangle = np.asarray(np.linalg.qr(joined, mode="r"))
-    solution, _ = nnls(triangle[:, :-1], triangle[:, -1])
+    joined = joined / norm
+    # A root of the normal matrix has the same least squares in a few rows, whatever its rank.
+    values, vectors = np.linalg.eigh(joined.T @ (weights[:, None] * joined))
+    root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+    solution, _ = nnls(root[:, :-1], root[:, -1])
     found = np.zeros(terms.shape[1])
-    found[columns] = solution / norm
+    found[columns] = solution * norm[-1] / norm[:-1]
     return found
 
 

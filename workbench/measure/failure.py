@@ -11,10 +11,11 @@ from serving.plan import Variant
 # The engine's own summary says only that it failed; the cause stands before it.
 _HOLLOW = re.compile(
     r"Engine core initialization failed|See (the )?(root cause|stack trace)|EngineDeadError"
-    r"|WorkerProc initialization failed|DeprecationWarning|FutureWarning|UserWarning"
+    r"|WorkerProc initialization failed|validation errors? for"
+    r"|DeprecationWarning|FutureWarning|UserWarning"
 )
 _TELLING = re.compile(
-    r"(?:^|[\s.(])(\w*(?:Error|Exception|Interrupt|Killed)\b: .+|\w+Error$)|error: "
+    r"(?:^|[\s.(])(\w*(?:Error|Exception|Interrupt|Killed)\b: .+|\w+Error$)|error: |Value error, "
 )
 _REMEDIES = (
     (
@@ -45,8 +46,10 @@ def telling_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     found = [line for line in lines if _TELLING.search(line) and not _HOLLOW.search(line)]
     line = found[-1] if found else (lines[-1] if lines else "")
-    # Without vLLM's "(EngineCore pid=1) ERROR 01-01 00:00:00 [core.py:1]" in front.
-    return re.sub(r"^(\([^)]*\)\s*)*((ERROR|WARNING|INFO)\s[\d: -]+)?(\[[^\]]*\]\s*)?", "", line)
+    # Without vLLM's "(EngineCore pid=1) ERROR 01-01 00:00:00 [core.py:1]" in front, and without what
+    # pydantic adds behind.
+    line = re.sub(r"^(\([^)]*\)\s*)*((ERROR|WARNING|INFO)\s[\d: -]+)?(\[[^\]]*\]\s*)?", "", line)
+    return re.sub(r"\s*\[type=.*$", "", line)
 
 
 def explain(text: str, variant: Variant, log: Path | None = None, ended: str = "") -> EngineError:
@@ -55,13 +58,11 @@ def explain(text: str, variant: Variant, log: Path | None = None, ended: str = "
     Args:    ended: how the process ended, where it was one.
     """
     line = telling_line(text)[:300] or "it said nothing"
-    remedy = next(
-        (remedy for pattern, remedy in _REMEDIES if re.search(pattern, line)),
-        "Read its log" + ("." if log is None else ""),
-    )
-    where = f" Its log: {log}" if log is not None else ""
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, line)), "")
+    where = f"Its log: {log}" if log is not None else ""
     return EngineError(
-        f"vLLM did not start with {variant.model!r}{ended}: {line}", remedy=remedy + where
+        f"vLLM did not start with {variant.model!r}{ended}: {line}",
+        remedy=f"{remedy} {where}".strip(),
     )
 
 

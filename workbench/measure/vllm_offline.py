@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import nan
 from typing import Any, Self
@@ -24,6 +26,21 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Keep a loaded module out of sight.
+
+    vLLM for CPUs reads every attribute of every loaded module as it starts, and numba's llvmlite
+    holds an object that claims to have any attribute there is.
+    """
+    found = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if found is not None:
+            sys.modules[module] = found
 
 
 class OfflineEngine:
@@ -92,12 +109,13 @@ class OfflineEngine:
             enable_logging_iteration_details=True,
             **self.engine_args.kwargs(),
         )
-        return LLMEngine.from_engine_args(
-            arguments,
-            stat_loggers=[
-                lambda config, index=0: StepLogger(config, index, sink=self._records.append)
-            ],
-        )
+        with _hidden("llvmlite.binding.ffi"):
+            return LLMEngine.from_engine_args(
+                arguments,
+                stat_loggers=[
+                    lambda config, index=0: StepLogger(config, index, sink=self._records.append)
+                ],
+            )
 
     def _answer_once(self) -> None:
         refused = self.add(0, Request(scheduled_s=0.0, prompt_token_ids=[0], output_tokens=1))

@@ -24,12 +24,14 @@ class Admitted:
     Attributes:
         candidates: those that may win.
         seqs: choices of max_num_seqs by variant, the largest first.
-        peak_replicas: replicas of the fastest that the busiest minute needs.
+        fastest: the variant whose replica sustains the highest rate.
+        peak_replicas: how many of the fastest the busiest minute needs.
         rejected: the others by variant, with the reason.
     """
 
     candidates: tuple[Candidate, ...]
     seqs: Mapping[str, tuple[int, ...]]
+    fastest: str
     peak_replicas: int
     rejected: Mapping[str, str]
 
@@ -48,7 +50,7 @@ def admit(
     kept: list[Candidate] = []
     seqs: dict[str, tuple[int, ...]] = {}
     rejected: dict[str, str] = {}
-    fastest_rps = 0.0
+    capacity: dict[str, float] = {}
     for candidate in candidates:
         name = candidate.variant.name
         choices = space.seqs_choices(engine, fitted_max_num_seqs(candidate.latency))
@@ -59,20 +61,21 @@ def admit(
         own = EngineArgs.model_validate(engine.model_dump() | {"max_num_seqs": choices[0]})
         try:
             check_range(candidate.latency, own, workload)
-            capacity = capacity_rps(workload, candidate.latency, own, slo)
+            capacity[name] = capacity_rps(workload, candidate.latency, own, slo)
         except (ExtrapolationError, InfeasibleError) as error:
             rejected[name] = str(error)
             continue
         kept.append(candidate)
         seqs[name] = choices
-        fastest_rps = max(fastest_rps, capacity)
     if not kept:
         reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in rejected.items())
         raise InfeasibleError(
             f"no variant can be searched ({reasons})",
             remedy="Loosen that limit, or measure what is missing.",
         )
-    return Admitted(tuple(kept), seqs, _peak_replicas(workload, fastest_rps), rejected)
+    fastest = max(capacity, key=lambda name: capacity[name])
+    peak = _peak_replicas(workload, capacity[fastest])
+    return Admitted(tuple(kept), seqs, fastest, peak, rejected)
 
 
 def _size_doubt(candidate: Candidate, choices: tuple[int, ...], space: SearchSpace) -> str:

@@ -42,37 +42,44 @@ def rule_hpa(rule: str, max_num_seqs: int, max_replicas: int) -> HpaSpec:
     )
 
 
-def first_points(space: SearchSpace, seqs: Mapping[str, tuple[int, ...]]) -> Iterator[Point]:
-    """Where to start: every rule on the first variant; on each, a fleet that is always there.
+def first_points(
+    space: SearchSpace, variant: str, max_num_seqs: int, peak_replicas: int
+) -> Iterator[Point]:
+    """Where to start: the rules, and fleets of a fixed size from the peak's need upwards.
 
-    A point that the space does not hold is moved to the nearest that it does.
+    The fixed ones are there so that the search knows early what keeping the SLO costs at most. A
+    point that the space does not hold is moved to the nearest that it does.
 
-    Args:    seqs: choices of max_num_seqs by variant, the largest first.
+    Args:    variant: on which; the fastest.
     """
     assert space.min_replicas is not None
     assert space.max_replicas is not None
-    first = next(iter(seqs))
+    low, high = space.min_replicas
     for targets in RULES.values():
         if tuple(targets) in space.metrics:
-            yield _point(space, first, seqs[first][0], targets, space.min_replicas[0])
-    metric = space.metrics[0]
-    for variant, choices in seqs.items():
-        middle = {
-            name: (space.targets[name].low * space.targets[name].high) ** 0.5 for name in metric
-        }
-        yield _point(space, variant, choices[0], middle, space.min_replicas[1])
+            yield _point(space, variant, max_num_seqs, targets, (low, space.max_replicas[1]))
+    middle = {
+        name: (space.targets[name].low * space.targets[name].high) ** 0.5
+        for name in space.metrics[0]
+    }
+    sizes = range(peak_replicas, high + 1, max(1, (high - peak_replicas) // 2))
+    for size in sorted({min(max(n, low), high, space.max_replicas[1]) for n in sizes}):
+        yield _point(space, variant, max_num_seqs, middle, (size, size))
 
 
 def _point(
-    space: SearchSpace, variant: str, seqs: int, targets: Mapping[str, float], least: int
+    space: SearchSpace,
+    variant: str,
+    max_num_seqs: int,
+    targets: Mapping[str, float],
+    replicas: tuple[int, int],
 ) -> Point:
-    assert space.max_replicas is not None
     point: dict[str, Any] = {
         "variant": variant,
-        seqs_name(variant): seqs,
+        seqs_name(variant): max_num_seqs,
         "metrics": " + ".join(targets),
-        "min_replicas": least,
-        "max_replicas": space.max_replicas[1],
+        "min_replicas": replicas[0],
+        "max_replicas": replicas[1],
     }
     for metric, target in targets.items():
         bounds = space.targets[metric]

@@ -89,7 +89,14 @@ def tune(
         storage,
         _study_name(ground, workload, cluster, seeds, seed),
         lambda trial: draw(trial, ground.space, admitted.seqs),
-        first=list(first_points(ground.space, admitted.seqs)),
+        first=list(
+            first_points(
+                ground.space,
+                admitted.fastest,
+                admitted.seqs[admitted.fastest][0],
+                admitted.peak_replicas,
+            )
+        ),
         seed=seed,
     )
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))

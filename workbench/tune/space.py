@@ -31,6 +31,7 @@ from simulations.latency import LatencyModel
 Point = Mapping[str, Any]
 TUNED = "tuned"
 _JOIN = " + "
+_MARGIN = 0.1
 _SCALE_UP_PERIOD_S = 15
 _SCALE_DOWN_PERIOD_S = 60
 
@@ -88,9 +89,9 @@ class SearchSpace(Value):
     )
     targets: dict[str, TargetRange] = Field(default_factory=lambda: dict(TARGETS))
     min_replicas: tuple[int, int] | None = None
-    """None: 1 to the peak's need."""
+    """None: 1 to the peak's need and a margin."""
     max_replicas: tuple[int, int] | None = None
-    """None: the peak's need to twice that and two."""
+    """None: the peak's need to twice that with its margin."""
     warm_spares: tuple[int, ...] = (0, 1, 2)
     scale_up_window_s: tuple[int, ...] = (0, 15, 30, 60)
     scale_up_pods: tuple[int, ...] = (1, 2, 4, 8)
@@ -118,11 +119,16 @@ class SearchSpace(Value):
         return self
 
     def sized(self, peak_replicas: int) -> SearchSpace:
-        """The same with the replica ranges of a peak."""
+        """The same with the replica ranges of a peak, which perfectly spread requests would need.
+
+        A fleet that is always there needs some more, and one that scales may overshoot: both are
+        in the ranges.
+        """
+        always = peak_replicas + 2 * max(1, round(_MARGIN * peak_replicas))
         return self.model_copy(
             update={
-                "min_replicas": self.min_replicas or (1, peak_replicas),
-                "max_replicas": self.max_replicas or (peak_replicas, 2 * peak_replicas + 2),
+                "min_replicas": self.min_replicas or (1, always),
+                "max_replicas": self.max_replicas or (peak_replicas, 2 * always),
             }
         )
 

@@ -203,9 +203,9 @@ def test_reconcile(case: dict[str, Any]) -> None:
         status_replicas=case["scale_status_replicas"],
         pods=pods,
         metrics=Metrics(
-            pods={name: values for name in names},
-            objects={name: case["object_value_milli"] for name in names},
-            external={name: case["external_values_milli"] for name in names},
+            pods=dict.fromkeys(names, values),
+            objects=dict.fromkeys(names, case["object_value_milli"]),
+            external=dict.fromkeys(names, case["external_values_milli"]),
         ),
     )
     assert decision.desired == case["expected"]["desired_replicas"]

@@ -19,6 +19,7 @@ from simulations.traffic import ClosedLoop, Fixed, LogNormal, Poisson, Schedule,
 from workbench.fit import check_range, fit, fitted_max_num_seqs
 from workbench.measure import Environment, FakeEngine, Measurement, ReplicaInfo, measure
 from workbench.measure.fake import StepTime
+from workbench.model import shipped_checkpoint
 
 ENGINE = EngineArgs(max_model_len=1024, max_num_seqs=32, max_num_batched_tokens=2048)
 TRUE = {
@@ -100,7 +101,7 @@ def measurement(table: pd.DataFrame, **changes: Any) -> Measurement:
 
 
 def faked(workload: Workload, mode: Any, folder: Path, seed: int = 0) -> Measurement:
-    variant = Variant(name="bf16", model="somewhere")
+    variant = Variant(name="bf16", model=str(shipped_checkpoint()))
     with FakeEngine(variant, ENGINE, seed=seed) as engine:
         return measure(
             variant, workload, engine_args=ENGINE, mode=mode, folder=folder, engine=engine

@@ -26,6 +26,9 @@ def make(kind: str, variant: Variant, folder: Path) -> Engine:
     if kind == "fake":
         return FakeEngine(variant, ENGINE)
     if kind == "offline":
+        # The twin's compiler is loaded where the pipeline runs, and vLLM's start stumbles on it.
+        import numba  # noqa: F401
+
         return OfflineEngine(variant, ENGINE)
     return ServerEngine(variant, ENGINE, folder=folder)
 

@@ -13,7 +13,7 @@ import pytest
 
 from serving.errors import EngineError, InputError
 from serving.plan import Variant
-from workbench.measure import ServerEngine
+from workbench.measure import ServerEngine, process
 from workbench.measure.failure import explain, telling_line
 from workbench.measure.process import ChildGroup, free_port, port_in_use
 
@@ -39,7 +39,7 @@ def grandchild(log: Path, parent: psutil.Process) -> psutil.Process:
 
 
 def test_the_whole_group_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.measure.process._GRACE_S", 0.2)
+    monkeypatch.setattr(process, "_GRACE_S", 0.2)
     log = tmp_path / "log"
     group = ChildGroup([sys.executable, "-c", STUBBORN], os.environ, log)
     below = grandchild(log, psutil.Process(group.pid))
@@ -68,9 +68,9 @@ time.sleep(600)
     below = grandchild(log, child)
     parent.send_signal(signal.SIGKILL)
     parent.wait(WAIT_S)
-    for process in (child, below):
-        psutil.wait_procs([process], timeout=WAIT_S)
-        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    for ended in (child, below):
+        psutil.wait_procs([ended], timeout=WAIT_S)
+        assert not ended.is_running() or ended.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -113,7 +113,14 @@ LOGS = {
         "unrecognized arguments: --nonsense",
         "does not know that argument",
     ),
-    "silence": ("", "it said nothing", "Read its log"),
+    "pydantic": (
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, Invalid repository ID or local directory specified: 'x'. [type=value_error]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n",
+        "Invalid repository ID or local directory specified: 'x'",
+        "Check the model's path",
+    ),
+    "silence": ("", "it said nothing", "Its log"),
 }
 
 

@@ -38,7 +38,7 @@ def compress(
     say("loading the parent", 0.0)
     parent = _parent(str(model))
     layers, mlp_width = _cut(str(model))
-    judge = {"tokens": quality_tokens, "tasks": quality_tasks, "seed": seed}
+    judge: dict[str, Any] = {"tokens": quality_tokens, "tasks": quality_tasks, "seed": seed}
 
     def made(variant: Variant, make: Callable[[Path], Any], at: float) -> Variant:
         folder = out / variant.name

@@ -1,0 +1,305 @@
+"""The search keeps its constraint, repeats itself, survives being killed, and says what it cannot."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from serving.errors import InfeasibleError, InputError
+from serving.hpa import REQUESTS_RUNNING, REQUESTS_WAITING
+from serving.plan import Slo
+from simulations.result import SimResult
+from simulations.traffic import Poisson
+from tests.workbench.tune import stub
+from tests.workbench.tune.stub import candidate, search
+from workbench.tune import Candidate, SearchSpace, TargetRange, Tuning
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def tuning(tmp_path_factory: pytest.TempPathFactory) -> Tuning:
+    return search(tmp_path_factory.mktemp("tuning"), trials=30)
+
+
+# -- the winner ----------------------------------------------------------------------------------
+
+
+def test_the_winner_keeps_the_slo_where_the_search_has_not_looked(tuning: Tuning) -> None:
+    assert tuning.winner_result.keeps_slo
+    assert list(tuning.winner_result.per_seed["seed"]) == [100, 101, 102]
+    assert tuning.winner_result.metrics["ttft_p99_s"].high <= 0.5
+    assert tuning.winner.variant.name == "int8"
+
+
+def test_the_winner_is_the_cheapest_trial_that_does(tuning: Tuning) -> None:
+    hours = tuning.winner_result.metrics["gpu_hours"].value
+    kept = tuning.trials[tuning.trials["keeps_slo"]]
+    assert hours >= kept["gpu_hours"].min()
+    assert (tuning.trials["gpu_hours"] < hours).any(), "a cheaper one that breaks the SLO was tried"
+    assert hours < kept.head(6)["gpu_hours"].min(), "the search found more than it started from"
+
+
+def test_a_trial_that_only_looked_good_is_passed_over(tmp_path: Path) -> None:
+    """The cheapest on the seeds of the search breaks the SLO on the others."""
+
+    def luckier(*args: Any, seeds: Any, **kwargs: Any) -> SimResult:
+        unseen = min(seeds) >= 100
+        plan = args[0]
+        cheap = plan.hpa is not None and stub.fleet_of(plan)[1] < 4.0
+        result = stub.simulate(*args, seeds=seeds, **kwargs)
+        if not (unseen and cheap):
+            return result
+        return SimResult(**(vars(result) | {"keeps_slo": False}))
+
+    plain = search(tmp_path / "plain", trials=24)
+    passed_over = search(tmp_path / "luckier", trials=24, simulate=luckier)
+    cheap, dear = (t.winner_result.metrics["gpu_hours"].value for t in (plain, passed_over))
+    assert cheap < 24 * 4.0 <= dear
+
+
+def test_the_prediction_replays_the_busy_hour_of_one_replica(tuning: Tuning) -> None:
+    load = tuning.prediction.workload
+    assert isinstance(load.arrivals, Poisson)
+    # The stub's rate ends at 20 + 285 / 30 on 4 serving of 5 ready replicas; its last 24th is one row.
+    assert load.arrivals.rate_rps == pytest.approx((20 + 285 / 30) / 4, rel=1e-3)
+    assert load.prompt_tokens == stub.WORKLOAD.prompt_tokens
+    assert 20 <= load.duration_s <= 30
+    assert tuning.prediction.metrics["ttft_p50_s"].n == 3
+
+
+def test_the_yardsticks_see_the_same_unseen_traffic(tuning: Tuning) -> None:
+    table = tuning.baselines.set_index("name")
+    assert list(table.index) == ["static-peak", "article-hpa", "queue-rule", "clairvoyant bound"]
+    assert set(table["variant"]) == {tuning.winner.variant.name}
+    both = tuning.table()
+    assert both["name"].iloc[0] == tuning.winner.name
+    assert len(both) == 1 + len(table)
+    assert both["keeps_slo"].dtype == bool
+
+
+# -- repeatable ----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_trials_in_sequence_and_in_parallel(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    parallel = search(tmp_path, trials=30, n_jobs=2)
+    pd.testing.assert_frame_equal(parallel.trials, tuning.trials)
+    assert parallel.winner == tuning.winner
+    other = search(tmp_path, trials=12, seed=1)
+    first = tuning.trials.head(12)
+    assert not other.trials["gpu_hours"].equals(first["gpu_hours"])
+
+
+@pytest.mark.parametrize("calls", [3, 17])
+def test_a_killed_search_goes_on_as_if_nothing_had_been(calls: int, tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-m", "tests.workbench.tune.stub", str(tmp_path / "killed"), str(calls)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert dead.returncode == -9, dead.stderr
+    with sqlite3.connect(tmp_path / "killed" / "study.db") as store:
+        left = store.execute("select count(*) from trials where state = 'RUNNING'").fetchone()
+    assert left[0] > 0
+    resumed = search(tmp_path / "killed")
+    whole = search(tmp_path / "whole")
+    pd.testing.assert_frame_equal(resumed.trials, whole.trials)
+    assert resumed.winner == whole.winner
+
+
+def test_a_second_run_adds_only_the_trials_that_are_missing(tmp_path: Path) -> None:
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> SimResult:
+        nonlocal calls
+        calls += 1
+        return stub.simulate(*args, **kwargs)
+
+    first = search(tmp_path, trials=8, simulate=counted)
+    needed = calls
+    calls = 0
+    again = search(tmp_path, trials=8, simulate=counted)
+    assert calls < needed / 2, "only the proof and the yardsticks were simulated again"
+    pd.testing.assert_frame_equal(again.trials, first.trials)
+    more = search(tmp_path, trials=12, simulate=counted)
+    pd.testing.assert_frame_equal(more.trials.head(8)[["gpu_hours"]], first.trials[["gpu_hours"]])
+    assert len(more.trials) == 12
+
+
+def test_another_question_in_the_same_file_is_another_study(tmp_path: Path) -> None:
+    search(tmp_path, trials=6)
+    other = search(tmp_path, trials=6, slo=Slo(ttft_p99_s=0.4))
+    assert len(other.trials) == 6
+    with sqlite3.connect(tmp_path / "study.db") as store:
+        assert store.execute("select count(*) from studies").fetchone() == (2,)
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_trial_that_raises_is_a_failed_trial(tmp_path: Path) -> None:
+    def fragile(plan: Any, *args: Any, **kwargs: Any) -> SimResult:
+        hpa = plan.hpa
+        if hpa is not None and hpa.metrics[0].pods.metric.name == REQUESTS_WAITING:
+            if plan.name == "tuned":
+                raise RuntimeError("no such queue")
+        return stub.simulate(plan, *args, **kwargs)
+
+    found = search(tmp_path, simulate=fragile)
+    failed = found.trials[found.trials["state"] == "FAIL"]
+    assert set(failed["error"]) == {"RuntimeError: no such queue"}
+    assert not failed["keeps_slo"].any()
+    assert failed["gpu_hours"].isna().all()
+    assert len(found.trials) == 16
+    assert found.winner_result.keeps_slo
+
+
+def test_a_search_in_which_all_trials_fail_says_why(tmp_path: Path) -> None:
+    def broken(*args: Any, **kwargs: Any) -> SimResult:
+        raise RuntimeError("the twin is broken")
+
+    with pytest.raises(InfeasibleError, match="all 6 trials failed.*the twin is broken"):
+        search(tmp_path, trials=6, simulate=broken)
+
+
+def test_a_clearly_broken_first_seed_ends_a_trial(tuning: Tuning) -> None:
+    table = tuning.trials
+    clearly = table["ttft_p99_s"] > 1.5 * 0.5
+    assert clearly.any()
+    assert (table.loc[clearly, "seeds_run"] == 1).all()
+    assert (table.loc[~clearly, "seeds_run"] == 2).all()
+
+
+def test_an_slo_that_nothing_keeps_is_infeasible_and_says_how_near_it_came(tmp_path: Path) -> None:
+    def slow(*args: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(*args, **kwargs)
+        worse = {**result.metrics}
+        worse["ttft_p99_s"] = result.metrics["ttft_p99_s"].model_copy(update={"value": 0.625})
+        return SimResult(**(vars(result) | {"metrics": worse}))
+
+    with pytest.raises(InfeasibleError) as raised:
+        search(tmp_path, trials=8, simulate=slow)
+    said = str(raised.value)
+    assert "ttft_p99_s came down to 0.625, the limit is 0.5" in said
+    assert "Loosen ttft_p99_s" in said
+
+
+def test_an_slo_below_a_lone_request_is_infeasible_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match="no variant can be searched.*one request at a time"):
+        search(tmp_path, slo=Slo(ttft_p99_s=0.001))
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_variants_that_must_not_win_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    found = search(
+        tmp_path,
+        trials=6,
+        candidates=[
+            candidate("parent"),
+            candidate("pruned", speed=3.0, kept=0.95),
+            candidate("unjudged", speed=3.0, kept=None),
+            candidate(
+                "unmeasured",
+                speed=3.0,
+                fitted_range={"prefill_tokens": 8, "decode_seqs": 8, "kv_tokens": 1024},
+            ),
+        ],
+    )
+    assert found.winner.variant.name == "parent"
+    assert "loses 5.0% of task accuracy" in found.rejected["pruned"]
+    assert "not measured" in found.rejected["unjudged"]
+    assert "prefill of 32 tokens" in found.rejected["unmeasured"]
+    assert set(found.trials["variant"]) == {"parent"}
+
+
+def test_batches_stay_within_what_was_measured(tmp_path: Path) -> None:
+    narrow = {"prefill_tokens": 512, "decode_seqs": 4, "kv_tokens": 1024}
+    found = search(tmp_path, trials=12, candidates=[candidate("parent", fitted_range=narrow)])
+    assert set(found.trials["max_num_seqs of parent"]) <= {5, 2, 1}
+    with pytest.raises(InfeasibleError, match=r"max_num_seqs\(=\(8,\)\) is beyond"):
+        search(
+            tmp_path,
+            candidates=[candidate("parent", fitted_range=narrow)],
+            space=SearchSpace(max_num_seqs=(8,)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"candidates": []}, "at least one"),
+        ({"candidates": [candidate("a"), candidate("a")]}, r"\['a', 'a'\]"),
+        ({"seeds": ()}, "at least one"),
+        ({"unseen_seeds": (1, 100)}, "none in common"),
+        ({"trials": 0}, r"trials\(=0\)"),
+    ],
+)
+def test_questions_without_sense_are_refused(
+    changes: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        search(tmp_path, **changes)
+
+
+def test_values_without_sense_are_refused() -> None:
+    with pytest.raises(ValidationError, match="latency is of 'b', not of 'a'"):
+        Candidate(variant=candidate("a").variant, latency=stub.latency("b"))
+    with pytest.raises(ValidationError, match="must have a range in targets"):
+        SearchSpace(metrics=(("nothing",),))
+    with pytest.raises(ValidationError, match=r"warm_spares\(=\(\)\)"):
+        SearchSpace(warm_spares=())
+    with pytest.raises(ValidationError, match=r"min_replicas\(=\(0, 2\)\)"):
+        SearchSpace(min_replicas=(0, 2))
+    with pytest.raises(ValidationError, match=r"low\(=2"):
+        TargetRange(low=2, high=1)
+
+
+# -- kept ----------------------------------------------------------------------------------------
+
+
+def test_a_tuning_is_read_as_it_was_written(tuning: Tuning, tmp_path: Path) -> None:
+    read = Tuning.read(tuning.write(tmp_path / "tuning"))
+    assert read.winner == tuning.winner
+    assert read.prediction == tuning.prediction
+    assert read.winner_result.metrics == tuning.winner_result.metrics
+    assert read.winner_result.keeps_slo is True
+    assert read.rejected == tuning.rejected
+    for name in ("trials", "baselines"):
+        pd.testing.assert_frame_equal(getattr(read, name), getattr(tuning, name), check_dtype=False)
+    pd.testing.assert_frame_equal(read.winner_result.per_seed, tuning.winner_result.per_seed)
+    assert "static-peak" in read._repr_html_()
+    (tmp_path / "tuning" / "tuning.json").unlink()
+    with pytest.raises(InputError, match="not a whole tuning"):
+        Tuning.read(tmp_path / "tuning")
+
+
+def test_the_study_opens_with_plain_optuna(tmp_path: Path) -> None:
+    import optuna
+
+    found = search(tmp_path, trials=8)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    (name,) = optuna.get_all_study_names(url)
+    study = optuna.load_study(study_name=name, storage=url)
+    assert len(study.trials) == 8
+    best = found.trials.loc[found.trials["keeps_slo"], "gpu_hours"].min()
+    assert study.best_value == best, "Optuna knows which trials keep the constraint"
+    assert REQUESTS_RUNNING in {trial.params["metrics"] for trial in study.trials}
+
+
+def test_progress_only_grows_and_ends_near_the_end(tmp_path: Path) -> None:
+    said: list[tuple[str, float]] = []
+    search(tmp_path, trials=6, on_progress=lambda doing, share: said.append((doing, share)))
+    shares = [share for _, share in said]
+    assert shares == sorted(shares)
+    assert 0.9 < shares[-1] <= 1
+    assert any("6 of 6 trials, best" in doing for doing, _ in said)
