@@ -52,7 +52,7 @@ def measure_quality(
         agreement=_bootstrap(text[:, 1], text[:, 3], rng),
         kl_nats=_bootstrap(text[:, 2], text[:, 3], rng),
         task_accuracy=wilson(int(right.sum()), len(right)),
-        relative_task_accuracy=float(right.mean() / max(same.mean(), 1 / len(same))),
+        relative_task_accuracy=float(right.sum() / same.sum()) if same.any() else 1.0,
     )
 
 
@@ -61,7 +61,7 @@ def wilson(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Estimate(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    return Estimate(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), n=n)
 
 
 def _text_scores(
@@ -102,10 +102,12 @@ def _answers(model: Any, tokenizer: Any, n: int, seed: int) -> Any:
     rows, starts = [], []
     for task in questions:
         prompt = tokenizer.apply_chat_template(
-            task.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            task.messages, add_generation_prompt=True, return_dict=False
         )
-        answer = tokenizer(task.answer, add_special_tokens=False)["input_ids"]
-        rows.append([*prompt, *answer, ends])
+        told = [*task.messages, {"role": "assistant", "content": task.answer}]
+        chat = tokenizer.apply_chat_template(told, return_dict=False)
+        # What a template puts behind the end of the answer is never generated.
+        rows.append(chat[: chat.index(ends, len(prompt)) + 1])
         starts.append(len(prompt))
     right = np.zeros(n, dtype=bool)
     order = sorted(range(n), key=lambda i: len(rows[i]))

@@ -60,18 +60,18 @@ def is_correct(task: Task, completion: str) -> bool:
 
 def _lookup(rng: random.Random) -> Made:
     """A fact that the question itself states, among others of its sort."""
-    tells, asks, values = rng.choice(
+    asks, values = rng.choice(
         (
-            ("{} lives in {}.", "Where does {} live?", facts.PLACES),
-            ("{} has a {}.", "Which animal does {} have?", facts.ANIMALS),
-            ("{} likes {}.", "What does {} like?", facts.FOODS),
-            ("{} wears {}.", "Which colour does {} wear?", facts.COLOURS),
+            ("Where is", facts.PLACES),
+            ("Which animal has", facts.ANIMALS),
+            ("Which food has", facts.FOODS),
+            ("Which colour has", facts.COLOURS),
         )
     )
     size = rng.randint(2, 4)
     told = list(zip(rng.sample(facts.NAMES, size), rng.sample(values, size), strict=True))
     name, value = rng.choice(told)
-    question = " ".join([*(tells.format(*fact) for fact in told), asks.format(name)])
+    question = f"{', '.join(' '.join(fact) for fact in told)}. {asks} {name}"
     return question, question, value
 
 
@@ -187,13 +187,10 @@ def _reverse(rng: random.Random) -> Made:
 
 
 def _count(rng: random.Random) -> Made:
-    wanted, *others = rng.sample(facts.COLOURS, 3)
-    times = rng.randint(0, 3)
-    items = [wanted] * times + rng.choices(others, k=rng.randint(1, 4))
-    rng.shuffle(items)
-    wordings = ("How many times is {} in this list: {}", "Count {} in this list: {}")
-    given = " ".join(items)
-    return f"{wanted}: {given}", rng.choice(wordings).format(wanted, given), str(times)
+    words = rng.choices(facts.THINGS, k=rng.randint(1, 6))
+    wordings = ("How many words are in this list: {}", "Count these words: {}")
+    given = " ".join(words)
+    return given, rng.choice(wordings).format(given), str(len(words))
 
 
 def _sequence(rng: random.Random) -> Made:

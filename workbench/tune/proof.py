@@ -12,7 +12,7 @@ from serving.plan import Plan
 from simulations.result import SimResult
 from simulations.traffic import Poisson, Workload
 from workbench.tune.evaluate import Score
-from workbench.tune.space import Ground, Point
+from workbench.tune.point import Ground, Point
 
 Trial = tuple[Point, Score]
 _REPLAY_S = 25.0

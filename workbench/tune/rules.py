@@ -22,7 +22,8 @@ from serving.hpa import (
     HpaSpec,
     pods_metric,
 )
-from workbench.tune.space import Point, SearchSpace, seqs_name, target_name
+from workbench.tune.point import JOIN, Point, seqs_name, target_name
+from workbench.tune.space import SearchSpace
 
 ARTICLE: Mapping[str, float] = {GPU_UTILISATION: 70, TTFT_MEAN: 0.3}
 QUEUE: Mapping[str, float] = {REQUESTS_WAITING: 5}
@@ -77,7 +78,7 @@ def _point(
     point: dict[str, Any] = {
         "variant": variant,
         seqs_name(variant): max_num_seqs,
-        "metrics": " + ".join(targets),
+        "metrics": JOIN.join(targets),
         "min_replicas": replicas[0],
         "max_replicas": replicas[1],
     }

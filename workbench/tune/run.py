@@ -16,9 +16,10 @@ from simulations.traffic import Workload
 from workbench.tune.admit import admit
 from workbench.tune.baselines import baselines
 from workbench.tune.evaluate import Job, Score, Simulate
+from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.space import Candidate, Ground, Point, SearchSpace, draw
+from workbench.tune.space import Candidate, SearchSpace
 from workbench.tune.tuning import Tuning
 
 OnProgress = Callable[[str, float], None]
@@ -85,18 +86,17 @@ def tune(
         latency = ground.candidate(point["variant"]).latency
         return Job(ground.plan_of(point), workload, latency, tuple(seeds), cluster, simulate)
 
+    first = first_points(
+        ground.space,
+        admitted.fastest,
+        admitted.seqs[admitted.fastest][0],
+        admitted.peak_replicas,
+    )
     search = Search(
         storage,
         _study_name(ground, workload, cluster, seeds, seed),
         lambda trial: draw(trial, ground.space, admitted.seqs),
-        first=list(
-            first_points(
-                ground.space,
-                admitted.fastest,
-                admitted.seqs[admitted.fastest][0],
-                admitted.peak_replicas,
-            )
-        ),
+        first=[parameters(point, ground.space, admitted.seqs) for point in first],
         seed=seed,
     )
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))

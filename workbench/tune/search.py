@@ -9,7 +9,7 @@ its batch is asked for again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -20,9 +20,11 @@ import numpy as np
 import pandas as pd
 
 from workbench.tune.evaluate import Job, Score, score
-from workbench.tune.space import Point, Suggester
+from workbench.tune.point import JOIN, Point, Suggester, target_name
 
 BATCH = 4
+_EI_CANDIDATES = 100
+"""More than Optuna's 24: a dozen parameters are chosen together."""
 _SCORE = "score"
 _POINT = "point"
 
@@ -35,7 +37,7 @@ class Search:
     Args:    storage: the file; made where it is missing.
              name: of the study: another search in the same file is another study.
              draw: lets a trial choose its point.
-             first: points to try first.
+             first: parameters of the trials to try first.
              seed: the same seed gives the same trials.
     """
 
@@ -45,7 +47,7 @@ class Search:
         name: str,
         draw: Callable[[Suggester], Point],
         *,
-        first: Sequence[Point],
+        first: Sequence[Mapping[str, Any]],
         seed: int,
     ) -> None:
         import optuna
@@ -95,7 +97,7 @@ class Search:
         """One row per finished trial: number, state, its metrics, keeps_slo, and its point."""
         rows = []
         for number, point, found in self.scores():
-            metrics, target = point["metrics"], f"target of {point['metrics'].split(' + ')[0]}"
+            metrics = point["metrics"]
             rows.append(
                 {
                     "number": number,
@@ -106,7 +108,7 @@ class Search:
                     "seeds_run": found.seeds_run,
                     "error": found.error,
                     "metric": metrics,
-                    "target": point[target],
+                    "target": point[target_name(metrics.split(JOIN)[0])],
                     **point,
                 }
             )
@@ -146,7 +148,9 @@ class Search:
         import optuna
 
         seed = int(np.random.SeedSequence([self._seed, done]).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed)
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, n_ei_candidates=_EI_CANDIDATES
+        )
         asked = []
         for number in range(done, done + count):
             if number < len(self._first):

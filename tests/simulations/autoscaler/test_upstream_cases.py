@@ -44,8 +44,7 @@ def rules(given: dict[str, Any] | None) -> ScalingRules | None:
 
 def events(given: list[dict[str, Any]]) -> b.Events:
     return tuple(
-        b.ScaleEvent(e["replica_change"], e["time_s"], e.get("outdated", False))
-        for e in given
+        b.ScaleEvent(e["replica_change"], e["time_s"], e.get("outdated", False)) for e in given
     )
 
 
@@ -185,9 +184,7 @@ def whole_passes() -> list[Any]:
 def test_reconcile(case: dict[str, Any]) -> None:
     names = [m["metric_name"] for m in case["metrics"]]
     selected = [p for p in case["pods"] if p["labels"].get("name") == "test-pod"]
-    pods = [
-        Pod(p["name"], p["phase"], p["ready"] == "True", bool(p["deleted"])) for p in selected
-    ]
+    pods = [Pod(p["name"], p["phase"], p["ready"] == "True", bool(p["deleted"])) for p in selected]
     values = {v["pod"]: v["value_milli"] for v in case["pods_metric_values"] or []}
     log = case["initial_recommendations"]
     state = State(
