@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint lab ui bench clean
+.PHONY: help install demo test lint lab ui clean
 
 help:  ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ lab: .venv/.installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 ui: .venv/.installed  ## compare the tracked runs in MLflow
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(WORKDIR)/mlflow.db
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(WORKDIR)/mlflow.db
 
 clean:  ## remove the environment and caches, keep the runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -41,7 +41,7 @@ def test_help_has_an_example(command: str) -> None:
         (["tune", "--ttft-p99", "-1"], ["ttft_p99_s", "-1", "greater than 0"]),
         (["tune", "--trials", "0"], ["trials", "0"]),
         (["demo", "--peak-rps", "0"], ["peak_rps", "0"]),
-        (["tune"], ["compress", "first"]),
+        (["tune"], ["workbench fit", "first"]),
         (["report"], ["first"]),
         (["demo", "--workdir", "/proc/none"], ["/proc/none", "Choose"]),
     ],

@@ -112,7 +112,7 @@ def test_libraries_print_to_the_log_and_the_display_to_the_user(
 ) -> None:
     with quiet(tmp_path / "log") as terminal:
         os.write(1, b"from C++\n")
-        print("from Python")
+        os.write(2, b"from Python\n")
         terminal.write("for the user\n")
     print("after")
     assert capfd.readouterr().out == "for the user\nafter\n"

@@ -1,8 +1,8 @@
 """Distillation: a student learns the teacher's distribution over the next token.
 
 Loss: T^2 KL(teacher || student) of the logits at temperature T, on text and tasks, where the recipe of
-the parent would learn as well. A checkpoint every `save_every` steps makes it resumable; a resumed run gives
-the same student as one that was never cut off.
+the parent would learn as well. A checkpoint every `save_every` steps makes it resumable; a resumed run
+gives the same student as one that was never cut off.
 
 Source:  Hinton et al., arXiv 1503.02531.
 """

@@ -61,7 +61,8 @@ def wilson(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Estimate(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), n=n)
+    # Rounding must not put the proportion itself outside.
+    return Estimate(value=p, low=min(p, centre - half), high=max(p, centre + half), n=n)
 
 
 def _text_scores(

@@ -8,14 +8,7 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
-NAMES = (
-    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Nora Oscar Paul "
-    "Rosa Sam Tina Victor"
-).split()
-PLACES = (
-    "Oslo Rome Paris London Berlin Madrid Vienna Dublin Athens Lisbon Tokyo Cairo Lima Quito "
-    "Boston Denver Sydney Geneva Milan Prague"
-).split()
+ORDINALS = "first second third fourth".split()
 ANIMALS = "cat dog horse cow pig sheep goat duck hen fox wolf bear lion tiger mouse frog".split()
 FOODS = "bread rice soup cheese apples pears plums grapes beans fish cake honey eggs nuts".split()
 COLOURS = "red blue green yellow black white brown pink grey orange".split()

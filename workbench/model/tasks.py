@@ -58,21 +58,12 @@ def is_correct(task: Task, completion: str) -> bool:
     return completion.strip() == task.answer
 
 
-def _lookup(rng: random.Random) -> Made:
-    """A fact that the question itself states, among others of its sort."""
-    asks, values = rng.choice(
-        (
-            ("Where is", facts.PLACES),
-            ("Which animal has", facts.ANIMALS),
-            ("Which food has", facts.FOODS),
-            ("Which colour has", facts.COLOURS),
-        )
-    )
-    size = rng.randint(2, 4)
-    told = list(zip(rng.sample(facts.NAMES, size), rng.sample(values, size), strict=True))
-    name, value = rng.choice(told)
-    question = f"{', '.join(' '.join(fact) for fact in told)}. {asks} {name}"
-    return question, question, value
+def _pick(rng: random.Random) -> Made:
+    words = rng.sample(facts.THINGS, rng.randint(3, 4))
+    place = rng.randrange(len(words))
+    wordings = ("What is the {} word of: {}", "Which word comes {} in: {}", "Take the {} of: {}")
+    given, ordinal = " ".join(words), facts.ORDINALS[place]
+    return given, rng.choice(wordings).format(ordinal, given), words[place]
 
 
 def _fact(question: str, answer: str) -> Made:
@@ -207,9 +198,9 @@ _MAKERS: dict[str, Callable[[random.Random], Made]] = {
     "comparison": _comparison,
     "count": _count,
     "letter": _letter,
-    "lookup": _lookup,
     "module": _module,
     "opposite": _opposite,
+    "pick": _pick,
     "reverse": _reverse,
     "sequence": _sequence,
 }

@@ -62,7 +62,7 @@ def train(
     out: Path,
     *,
     seed: int = 0,
-    steps: int = 2400,
+    steps: int = 1600,
     config: ModelShape = ModelShape(),  # noqa: B008  (frozen)
     device: str = "auto",
     on_progress: OnProgress | None = None,

@@ -51,7 +51,7 @@ class TargetRange(Value):
 
 
 TARGETS: Mapping[str, TargetRange] = {
-    REQUESTS_RUNNING: TargetRange(low=0.02, high=1.0, of_max_num_seqs=True),
+    REQUESTS_RUNNING: TargetRange(low=0.1, high=1.0, of_max_num_seqs=True),
     REQUESTS_WAITING: TargetRange(low=0.05, high=20),
     KV_CACHE_USAGE: TargetRange(low=0.01, high=0.9),
     GPU_UTILISATION: TargetRange(low=5, high=98),
