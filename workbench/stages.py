@@ -21,8 +21,12 @@ from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
 from workbench.settings import Settings
 from workbench.track import PipelineRun, Tracker
-from workbench.tune import Candidate, Tuning, tune
+from workbench.tune import Candidate, SearchSpace, Tuning, tune
 from workbench.verify import Verification, verify
+
+# Plain Kubernetes has no pool of standby pods, and takes a tolerance of its own from 1.33 on only:
+# what is simulated has to be what is applied.
+_SHIPPABLE = SearchSpace(warm_spares=(0,), tolerance=(0.1,))
 
 
 class Results:
@@ -257,6 +261,7 @@ def _tune(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         chosen.day(results.peak_rps()),
         chosen.slo,
         engine=chosen.engine,
+        space=_SHIPPABLE,
         trials=chosen.trials,
         seeds=chosen.tune_seeds,
         unseen_seeds=chosen.unseen_seeds,

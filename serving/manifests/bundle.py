@@ -21,12 +21,17 @@ def render(plan: Plan, *, image: str | None = None) -> dict[str, str]:
     """The files that deploy a plan, by their path in the bundle.
 
     Args:    image: the vLLM image, pinned by digest; None leaves it to be set in the kustomization.
-    Raises:  BundleError: an image that is not pinned, or a hub model without a revision.
+    Raises:  BundleError: an image that is not pinned, or a fleet that Kubernetes cannot run.
     """
     if image is not None and not _PINNED.match(image):
         raise BundleError(
             f"image(={image!r}) is not pinned by digest",
             remedy="Write it as name@sha256:<64 hex digits>; tags move.",
+        )
+    if plan.warm_spares:
+        raise BundleError(
+            f"warm_spares(={plan.warm_spares}) cannot be shipped: Kubernetes has no standby pods",
+            remedy="Tune with warm_spares fixed at 0; a higher minReplicas is what can be had.",
         )
     name = image or UNSET_IMAGE
     objects = {

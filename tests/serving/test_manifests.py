@@ -115,6 +115,11 @@ def test_images_that_move_are_refused(image: str) -> None:
         render(plan(), image=image)
 
 
+def test_a_fleet_that_kubernetes_cannot_run_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"warm_spares\(=1\)"):
+        render(plan(warm_spares=1))
+
+
 @given(st.floats(0.001, 1e5))
 def test_quantities_survive_to_a_thousandth(value: float) -> None:
     assert abs(milli(quantity(value)) - value * 1000) <= 0.5 + 1e-6 * value * 1000
