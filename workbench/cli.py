@@ -136,7 +136,9 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
     from serving.plan import Plan
     from simulations.simulate import simulate as simulate_day
     from workbench.pipeline import Pipeline
-    from workbench.stages import STAGES, Results, day_table
+    from workbench.results import Results
+    from workbench.stages import STAGES
+    from workbench.tables import day_table
 
     plan = Plan.read(path)
     pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_path()})
@@ -188,7 +190,8 @@ def _display(pipeline: Pipeline, title: str, *, as_json: bool) -> Iterator[OnPro
 
 def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
     from workbench.progress import print_table
-    from workbench.stages import Results, table
+    from workbench.results import Results
+    from workbench.tables import table
 
     _print(table(pipeline, name), as_json=as_json)
     if name == "verify" and not Results(pipeline).verification().holds:

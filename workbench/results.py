@@ -1,0 +1,106 @@
+"""The results that lie in a data directory, and what follows from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.errors import InputError
+from serving.hpa import GPU_UTILISATION, TTFT_MEAN, HpaSpec, pods_metric
+from serving.plan import Plan, Variant
+from simulations.latency import LatencyModel
+from workbench.measure import Measurement, frame
+from workbench.pipeline import Pipeline
+from workbench.settings import Settings
+from workbench.track import PipelineRun, Tracker
+from workbench.tune import Tuning
+from workbench.verify import Verification
+
+
+class Results:
+    """The results that lie in a data directory, read when asked for."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        assert isinstance(pipeline.settings, Settings)
+        self.pipeline = pipeline
+        self.settings = pipeline.settings
+
+    def variants(self) -> list[Variant]:
+        """In the order in which they were made: the parent first."""
+        return [Variant.read(path) for path in _listed(self.pipeline.folder("compress"))]
+
+    def measurements(self, stage: str) -> list[Measurement]:
+        """Points of a sweep, in the order in which they were measured."""
+        return [Measurement.read(path) for path in _listed(self.pipeline.folder(stage))]
+
+    def latency_models(self) -> dict[str, LatencyModel]:
+        """By variant."""
+        models = [LatencyModel.read(path) for path in _listed(self.pipeline.folder("fit"))]
+        return {model.variant: model for model in models}
+
+    def peak_rps(self) -> float:
+        """Rate of the day's busiest hour: as chosen, or what `peak_replicas` of the parent sustain."""
+        from simulations.bounds import capacity_rps
+
+        if self.settings.peak_rps is not None:
+            return self.settings.peak_rps
+        parent = self.variants()[0].name
+        one = capacity_rps(
+            self.settings.day(1.0),
+            self.latency_models()[parent],
+            self.settings.engine,
+            self.settings.slo,
+        )
+        return round(self.settings.peak_replicas * one, 3)
+
+    def tuning(self) -> Tuning:
+        """What the search found."""
+        return Tuning.read(self.pipeline.folder("tune"))
+
+    def verification(self) -> Verification:
+        """Predicted against measured."""
+        return Verification.read(self.pipeline.folder("verify"))
+
+    def article_plan(self) -> Plan:
+        """The autoscaler of the article: GPU utilisation 70 % and latency 300 ms."""
+        hpa = HpaSpec(
+            max_replicas=4 * int(self.settings.peak_replicas + 1),
+            metrics=(pods_metric(GPU_UTILISATION, 70), pods_metric(TTFT_MEAN, 0.3)),
+        )
+        return Plan(
+            name="article",
+            variant=self.variants()[0],
+            engine=self.settings.engine,
+            slo=self.settings.slo,
+            hpa=hpa,
+            gpu_usd_per_hour=self.settings.gpu_usd_per_hour,
+        )
+
+    @contextmanager
+    def trail(self) -> Iterator[PipelineRun]:
+        """The MLflow run of this pipeline."""
+        with Tracker(self.pipeline.workdir).pipeline_run("pipeline", self.settings) as run:
+            yield run
+
+
+def served(results: Results) -> list[Variant]:
+    """The variants that are worth a server: the parent, then the fastest that keep enough quality."""
+    chosen = results.settings
+    parent, *others = results.variants()
+    speed = frame(results.measurements("sweep")).groupby("variant")["output_tokens_per_s"].max()
+    kept = [
+        variant
+        for variant in others
+        if variant.quality is None
+        or 1 - variant.quality.relative_task_accuracy <= chosen.slo.max_quality_loss
+    ]
+    kept.sort(key=lambda variant: -speed[variant.name])
+    return [parent, *kept][: chosen.served_variants]
+
+
+def _listed(folder: Path) -> list[Path]:
+    listing = folder / "results.txt"
+    if not listing.exists():
+        raise InputError(f"{folder} holds no results", remedy="Run `workbench demo` first.")
+    return [folder / line for line in listing.read_text().split()]

@@ -1,0 +1,113 @@
+"""What a stage found, as the short tables that the command line prints."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from serving.plan import Plan, Variant
+from simulations.latency import LatencyModel
+from simulations.result import SimResult
+from workbench.measure import Measurement, frame
+from workbench.pipeline import Pipeline
+from workbench.results import Results
+from workbench.tune import Tuning
+
+
+def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
+    """What a stage found, in the few columns that a reader needs."""
+    results = Results(pipeline)
+    match name:
+        case "compress":
+            return variant_table(results.variants())
+        case "sweep" | "serve":
+            return measurement_table(results.measurements("sweep") + results.measurements("serve"))
+        case "fit":
+            return latency_table(list(results.latency_models().values()))
+        case "simulate":
+            return pd.read_parquet(pipeline.folder("simulate") / "day.parquet")
+        case "verify":
+            return results.verification().rows
+        case "export":
+            bundle = pipeline.folder("export") / "bundle"
+            files = sorted(path for path in bundle.rglob("*") if path.is_file())
+            return pd.DataFrame(
+                {
+                    "file": [str(path.relative_to(bundle)) for path in files],
+                    "bytes": [path.stat().st_size for path in files],
+                }
+            )
+        case _:
+            return fleet_table(results.tuning())
+
+
+def variant_table(variants: list[Variant]) -> pd.DataFrame:
+    """Size and quality of each variant."""
+    rows = []
+    for variant in variants:
+        row = {"variant": variant.name, "made_by": variant.method, "mib": variant.size_mib}
+        if variant.quality is not None:
+            row |= {
+                "perplexity": variant.quality.perplexity.value,
+                "agreement": variant.quality.agreement.value,
+                "task_accuracy": variant.quality.task_accuracy.value,
+                "of_parent": variant.quality.relative_task_accuracy,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def measurement_table(points: list[Measurement]) -> pd.DataFrame:
+    """Throughput and latency at each load, repeats averaged."""
+    columns = ["output_tokens_per_s", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "e2e_p99_s"]
+    keys = ["mode", "variant", "batch", "rate_rps"]
+    return frame(points).groupby(keys, dropna=False, sort=False)[columns].mean().reset_index()
+
+
+def latency_table(models: list[LatencyModel]) -> pd.DataFrame:
+    """Coefficients in microseconds, and the errors on steps that were held out."""
+    return pd.DataFrame(
+        [
+            {
+                "variant": model.variant,
+                "floor_us": model.floor_s * 1e6,
+                "base_us": model.base_s * 1e6,
+                "per_prefill_token_us": model.per_prefill_token_s * 1e6,
+                "per_decode_seq_us": model.per_decode_seq_s * 1e6,
+                "per_kv_token_us": model.per_kv_token_s * 1e6,
+                **{f"heldout_{key}": error.value for key, error in model.heldout_error.items()},
+            }
+            for model in models
+        ]
+    )
+
+
+def fleet_table(tuning: Tuning) -> pd.DataFrame:
+    """The winner beside the baselines, on traffic that the search had not seen."""
+    shown = tuning.table()[
+        ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
+    ]
+    return shown.rename(
+        columns={
+            "name": "fleet",
+            "gpu_hours": "gpu_hours_per_day",
+            "cost_usd": "usd_per_day",
+        }
+    ).reset_index(drop=True)
+
+
+def day_table(result: SimResult, plan: Plan) -> pd.DataFrame:
+    """A simulated day as rows of metric, value and interval, the limits beside them."""
+    limits = plan.slo.limits()
+    return pd.DataFrame(
+        [
+            {
+                "plan": plan.name,
+                "metric": name,
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "limit": limits.get(name, float("nan")),
+            }
+            for name, estimate in result.metrics.items()
+        ]
+    )
