@@ -107,12 +107,15 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
-def _settings(workdir: Path, **chosen: Any) -> Settings:
-    """The settings that this data directory was last used with, changed by what was chosen."""
+def _settings(workdir: Path | None, **chosen: Any) -> Settings:
+    """The settings that a data directory was last used with, changed by what was chosen.
+
+    Without a directory: the defaults, changed by what was chosen.
+    """
     from workbench.settings import Settings
 
-    path = workdir / "settings.json"
-    known = Settings.read(path) if path.exists() else Settings()
+    path = workdir / "settings.json" if workdir else None
+    known = Settings.read(path) if path and path.exists() else Settings()
     limits = {key: chosen.pop(key, None) for key in ("ttft_p99_s", "tpot_p99_s", "e2e_p99_s")}
     given = {key: value for key, value in limits.items() if value is not None}
     if given:
@@ -126,7 +129,7 @@ def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) 
     from workbench.pipeline import Pipeline
     from workbench.stages import STAGES
 
-    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_path()})
+    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
     pipeline.run(names or list(pipeline.stages), to_stderr=as_json)
     _show(pipeline, names[-1] if names else "report", as_json=as_json)
 
@@ -141,7 +144,7 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
     from workbench.tables import day_table
 
     plan = Plan.read(path)
-    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_path()})
+    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
     pipeline.require("simulate")
     results = Results(pipeline)
     models = results.latency_models()
@@ -238,8 +241,8 @@ def demo(
     chosen |= {"ttft_p99_s": ttft_p99, "tpot_p99_s": tpot_p99, "e2e_p99_s": e2e_p99}
     if trials is not None:
         chosen["trials"] = trials
-    settings = _settings(workdir, **chosen)
-    _run(workdir, settings, [], as_json=as_json)
+    # Not those of an earlier run: `demo` after `demo --quick` is a whole demo.
+    _run(workdir, _settings(None, **chosen), [], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench compress --model ./my-model --workdir runs")

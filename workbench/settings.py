@@ -102,6 +102,14 @@ class Settings(Value):
             return str(path.resolve())
         return self.model
 
+    def model_state(self) -> str:
+        """The model, and for a folder also its files: results belong to what lay there then."""
+        path = Path(self.model_path())
+        if not path.is_dir():
+            return str(path)
+        files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir())
+        return f"{path} {files}"
+
     def lengths(self) -> dict[str, LogNormal]:
         """Prompt and output lengths of the profile, scaled to the engine's context."""
         profile = PROFILES[self.profile]

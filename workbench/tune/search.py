@@ -149,7 +149,11 @@ class Search:
 
         seed = int(np.random.SeedSequence([self._seed, done]).generate_state(1)[0])
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, n_ei_candidates=_EI_CANDIDATES
+            seed=seed,
+            multivariate=True,
+            n_ei_candidates=_EI_CANDIDATES,
+            # The points to start from stand in for random ones.
+            n_startup_trials=len(self._first),
         )
         asked = []
         for number in range(done, done + count):
