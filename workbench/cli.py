@@ -124,12 +124,20 @@ def _settings(workdir: Path | None, **chosen: Any) -> Settings:
     return Settings.model_validate(known.model_dump() | changed)
 
 
-def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) -> None:
-    """Run stages with a display, then show what the last one found."""
-    from workbench.pipeline import Pipeline
+def _open(workdir: Path, settings: Settings) -> Pipeline:
+    """The pipeline over a data directory."""
+    from workbench.pipeline import Pipeline, keep_caches_in
+
+    # numba reads its settings once, when the stages import it.
+    keep_caches_in(workdir / "cache")
     from workbench.stages import STAGES
 
-    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
+    return Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
+
+
+def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) -> None:
+    """Run stages with a display, then show what the last one found."""
+    pipeline = _open(workdir, settings)
     pipeline.run(names or list(pipeline.stages), to_stderr=as_json)
     _show(pipeline, names[-1] if names else "report", as_json=as_json)
 
@@ -137,14 +145,13 @@ def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) 
 def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bool) -> None:
     """Simulate the day of these settings under somebody's plan."""
     from serving.plan import Plan
-    from simulations.simulate import simulate as simulate_day
-    from workbench.pipeline import Pipeline
-    from workbench.results import Results
-    from workbench.stages import STAGES
-    from workbench.tables import day_table
 
     plan = Plan.read(path)
-    pipeline = Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
+    pipeline = _open(workdir, settings)
+    from simulations.simulate import simulate as simulate_day
+    from workbench.results import Results
+    from workbench.tables import day_table
+
     pipeline.require("simulate")
     results = Results(pipeline)
     models = results.latency_models()
@@ -166,11 +173,9 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
 
 def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
     """Verify a bundle that lies anywhere."""
-    from workbench.pipeline import Pipeline
-    from workbench.settings import Settings
+    pipeline = _open(workdir, _settings(None))
     from workbench.verify import verify as verify_bundle
 
-    pipeline = Pipeline(workdir, Settings(), ())
     with _display(pipeline, f"Verify {bundle}", as_json=as_json) as on_progress:
         found = verify_bundle(bundle, folder=workdir / "verify-bundle", on_progress=on_progress)
     _print(found.rows, as_json=as_json)

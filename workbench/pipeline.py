@@ -79,7 +79,6 @@ class Pipeline:
         self.stages = {stage.name: stage for stage in stages}
         self.extra = dict(extra or {})
         _check_writable(self.workdir)
-        _keep_caches_in(self.workdir / "cache")
 
     def run(self, names: Sequence[str], *, to_stderr: bool = False) -> None:
         """Run stages one after the other with a progress display; whole ones are not done again.
@@ -193,10 +192,10 @@ def _says(path: Path, key: str) -> bool:
     return path.exists() and json.loads(path.read_text()) == key
 
 
-def _keep_caches_in(folder: Path) -> None:
+def keep_caches_in(folder: Path) -> None:
     """Compiled code and downloads of the libraries belong to the data directory as well."""
     for name in _CACHES:
-        os.environ.setdefault(name, str(folder / name.lower().removesuffix("_dir")))
+        os.environ.setdefault(name, str(folder.resolve() / name.lower().removesuffix("_dir")))
 
 
 def _check_writable(workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from simulations.latency import LatencyModel
@@ -154,6 +155,7 @@ def _tune(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         unseen_seeds=chosen.unseen_seeds,
         storage=folder / "study.db",
         seed=chosen.seed,
+        n_jobs=len(os.sched_getaffinity(0)),
         gpu_usd_per_hour=chosen.gpu_usd_per_hour,
         on_progress=on_progress,
     )

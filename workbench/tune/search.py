@@ -97,7 +97,8 @@ class Search:
         """One row per finished trial: number, state, its metrics, keeps_slo, and its point."""
         rows = []
         for number, point, found in self.scores():
-            metrics = point["metrics"]
+            where = dict(point)
+            metric = where.pop("metrics")
             rows.append(
                 {
                     "number": number,
@@ -107,17 +108,12 @@ class Search:
                     "over_limit": max(found.over.values(), default=np.nan),
                     "seeds_run": found.seeds_run,
                     "error": found.error,
-                    "metric": metrics,
-                    "target": point[target_name(metrics.split(JOIN)[0])],
-                    **point,
+                    "metric": metric,
+                    "target": point[target_name(metric.split(JOIN)[0])],
+                    **where,
                 }
             )
-        table = pd.DataFrame(rows)
-        # Where all trials failed the columns that figures need are there, empty.
-        for name in ("gpu_hours", "ttft_p99_s"):
-            if name not in table:
-                table[name] = np.nan
-        return table
+        return pd.DataFrame(rows)
 
     # -- storage ---------------------------------------------------------------------------------
 
