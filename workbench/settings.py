@@ -49,8 +49,8 @@ class Settings(Value):
     repeats: int = Field(2, ge=1)
     rates_rps: tuple[float, ...] | None = None
     """None: shares of the capacity seen in the offline sweep."""
-    load_shares: tuple[float, ...] = (0.15, 0.3, 0.5)
-    load_duration_s: float = Field(15.0, ge=2)
+    load_shares: tuple[float, ...] = (0.2, 0.5, 0.8)
+    load_duration_s: float = Field(12.0, ge=2)
     served_variants: int = Field(2, ge=1)
     """How many variants are also measured behind a real server: the parent and the fastest."""
 
@@ -61,7 +61,7 @@ class Settings(Value):
     day_duration_s: float = Field(14_400, ge=600)
     """The day's shape is played in this time, so its ramps are steeper than the real day's by the same
     factor, and what keeps the SLO here keeps it there. 86,400 is the real day, at six times the work."""
-    trials: int = Field(40, ge=4)
+    trials: int = Field(32, ge=4)
     tune_seeds: tuple[int, ...] = (0, 1)
     unseen_seeds: tuple[int, ...] = (100, 101, 102)
     """Traffic that the search has not seen: the winner must keep the SLO on it."""
