@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from serving.errors import BundleError
-from serving.manifests import render
+from serving.errors import BundleError, InputError
+from serving.manifests import KUSTOMIZATION, check_kustomization, render
 from serving.plan import Plan
 from serving.values import Estimate, Value
 from simulations.result import Prediction
+from workbench.bundle_pages import evidence_page, readme
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from simulations.latency import LatencyModel
     from workbench.measure import Measurement
     from workbench.tune import Tuning
 
 SUMS = "SHA256SUMS"
+MODEL = "model"
+"""Where a local model lies in the bundle."""
+_AGAIN = "Export the bundle again."
+
+# JSON has no NaN: what was not observed is written as null.
+Observed = Annotated[float, BeforeValidator(lambda value: nan if value is None else value)]
 
 
 class Evidence(Value):
     """What the plan rests on: measured, fitted and simulated, on which hardware and versions."""
 
+    schema_version: Literal[1] = 1
     prediction: Prediction
-    measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
+    measurements: dict[str, dict[str, Observed]] = Field(default_factory=dict)
     """Summary of each, by name."""
     hardware: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -60,148 +71,140 @@ class Evidence(Value):
             fit_source=latency.source,
             cold_start_s=latency.cold_start.total_s,
             day=tuning.winner_result.metrics,
-            fleets=tuning.baselines.astype(object).to_dict("records"),
+            fleets=_records(tuning.table()),
             mlflow_run_ids=mlflow_run_ids,
         )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One dictionary per row; None where a cell holds nothing."""
+    cells = table.astype(object)
+    rows = cells.where(cells.notna(), None).to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def export(plan: Plan, folder: Path, *, evidence: Evidence, image: str | None = None) -> Path:
     """Write the bundle, whole or not at all; an older bundle in the folder is replaced.
 
+    A local model is copied into the bundle, and the plan in it names that copy.
+
     Args:    image: the vLLM image, pinned by digest; None leaves it to be set in the kustomization.
-    Raises:  BundleError: a folder that is something else, an image or a hub model that is not pinned.
+    Raises:  BundleError: a folder that is something else, an image or a hub model that is not pinned,
+                 a fleet that cannot be shipped.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / SUMS).exists():
-        raise BundleError(f"{folder} is not a bundle", remedy="Choose an empty folder.")
-    local = Path(plan.variant.model)
-    if not local.is_dir() and plan.variant.revision is None:
-        raise BundleError(
-            f"hub model(={plan.variant.model!r}) has no revision",
-            remedy="Pin it: a hub's default branch moves.",
-        )
-    files = render(plan, image=image)
+    folder = folder.resolve()
+    _refuse_other_folder(folder)
+    local = Path(plan.variant.model).resolve() if Path(plan.variant.model).is_dir() else None
+    shipped = _shipped(plan, local, folder)
+    files = render(shipped, image=image)
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for path, text in files.items():
-        (partial / path).parent.mkdir(parents=True, exist_ok=True)
-        (partial / path).write_text(text)
-    if local.is_dir():
-        shutil.copytree(local, partial / "model", ignore=shutil.ignore_patterns("card.json"))
-    plan.write(partial / "plan.json")
-    evidence.prediction.write(partial / "prediction.json")
-    evidence.write(partial / "evidence.json")
-    (partial / "EVIDENCE.md").write_text(_evidence_page(plan, evidence))
-    (partial / "README.md").write_text(_readme(plan, image))
-    (partial / SUMS).write_text(_sums(partial))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    older = folder.with_name(folder.name + ".older")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path, text in files.items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_text(text)
+        if local is not None:
+            shutil.copytree(local, partial / MODEL, ignore=shutil.ignore_patterns("card.json"))
+        shipped.write(partial / "plan.json")
+        evidence.prediction.write(partial / "prediction.json")
+        evidence.write(partial / "evidence.json")
+        (partial / "EVIDENCE.md").write_text(evidence_page(shipped, evidence))
+        (partial / "README.md").write_text(readme(shipped, image))
+        (partial / SUMS).write_text(_sums(partial))
+        shutil.rmtree(older, ignore_errors=True)
+        if folder.exists():
+            folder.rename(older)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(older, ignore_errors=True)
     return folder
 
 
-def check(folder: Path) -> Plan:
-    """Validate a bundle: nothing missing, nothing changed, the manifests those of the plan.
+def _refuse_other_folder(folder: Path) -> None:
+    """An existing folder is replaced only if every file in it came from an export."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    remedy = "Choose an empty folder."
+    if not (folder / SUMS).is_file() or not (folder / "plan.json").is_file():
+        raise BundleError(f"{folder} is not a bundle", remedy=remedy)
+    foreign = sorted(_paths(folder) - _hashes(folder).keys())
+    if foreign:
+        raise BundleError(f"{folder / foreign[0]} is not of the bundle there", remedy=remedy)
 
-    Returns: its plan.
+
+def _shipped(plan: Plan, local: Path | None, folder: Path) -> Plan:
+    """The plan with its model where the bundle has it."""
+    if local is None:
+        if plan.variant.revision is None:
+            raise BundleError(
+                f"hub model(={plan.variant.model!r}) has no revision, or is a folder that is not there",
+                remedy="Pin it: a hub's default branch moves.",
+            )
+        return plan
+    if not (local / "config.json").is_file():
+        raise BundleError(f"{local} holds no config.json", remedy="Name the model's own folder.")
+    if folder.is_relative_to(local):
+        raise BundleError(
+            f"{folder} lies in the model that is to be copied", remedy="Choose a folder elsewhere."
+        )
+    variant = plan.variant.model_copy(update={"model": MODEL, "revision": None})
+    return plan.model_copy(update={"variant": variant})
+
+
+def check(folder: Path) -> Plan:
+    """Validate a bundle: nothing missing, new or changed, but for an image that ops have pinned.
+
+    Returns: its plan; a model of its own is named relative to the bundle.
     Raises:  BundleError: what is wrong, naming the file.
     """
     if not (folder / SUMS).is_file():
         raise BundleError(f"{folder} is not a bundle", remedy="Run `workbench export`.")
-    wanted = _hashes((folder / SUMS).read_text())
-    there = _hashes(_sums(folder))
+    wanted, there = _hashes(folder), _digests(folder)
     for path in sorted(wanted.keys() | there.keys()):
-        if wanted.get(path) != there.get(path):
-            state = "missing" if path not in there else "new" if path not in wanted else "changed"
-            raise BundleError(f"{folder / path} is {state}", remedy="Export the bundle again.")
-    plan = Plan.read(folder / "plan.json")
-    Prediction.read(folder / "prediction.json")
-    Evidence.read(folder / "evidence.json")
+        if path not in there or path not in wanted:
+            state = "missing" if path not in there else "new"
+            raise BundleError(f"{folder / path} is {state}", remedy=_AGAIN)
+        if wanted[path] != there[path] and path != KUSTOMIZATION:
+            raise BundleError(f"{folder / path} is changed", remedy=_AGAIN)
+    needed = {KUSTOMIZATION, "plan.json", "prediction.json", "evidence.json"} - wanted.keys()
+    if needed:
+        raise BundleError(f"{folder / min(needed)} is not in {SUMS}", remedy=_AGAIN)
+    check_kustomization((folder / KUSTOMIZATION).read_text(), wanted)
+    try:
+        plan = Plan.read(folder / "plan.json")
+        prediction = Prediction.read(folder / "prediction.json")
+        Evidence.read(folder / "evidence.json")
+    except InputError as error:
+        raise BundleError(error.problem, remedy=_AGAIN) from error
+    if not prediction.metrics:
+        raise BundleError(f"{folder / 'prediction.json'} predicts nothing", remedy=_AGAIN)
     return plan
 
 
+def _paths(folder: Path) -> set[str]:
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return found - {SUMS}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """{path: SHA-256 of what lies there}."""
+    digests = {}
+    for path in sorted(_paths(folder)):
+        with (folder / path).open("rb") as file:
+            digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def _sums(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
-        for path in files
-    )
+    """As `sha256sum --check` reads it."""
+    return "".join(f"{digest}  {path}\n" for path, digest in _digests(folder).items())
 
 
-def _hashes(sums: str) -> dict[str, str]:
-    """{path: digest}."""
-    pairs = (line.split("  ", 1) for line in sums.splitlines())
+def _hashes(folder: Path) -> dict[str, str]:
+    """{path: SHA-256 that was written at the export}."""
+    pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise BundleError(f"{folder / SUMS} is changed", remedy=_AGAIN)
     return {path: digest for digest, path in pairs}
-
-
-def _evidence_page(plan: Plan, evidence: Evidence) -> str:
-    day = [f"| {name} | {estimate} |" for name, estimate in evidence.day.items()]
-    kept = [f"| {name} | {estimate} |" for name, estimate in evidence.prediction.metrics.items()]
-    fit = [f"| {name} | {estimate} |" for name, estimate in evidence.fit_errors.items()]
-    points = [
-        f"| {name} | {s['output_tokens_per_s']:.4g} | {s['ttft_p99_s']:.4g} | {s['tpot_p50_s']:.4g} |"
-        for name, s in evidence.measurements.items()
-    ]
-    lines = [
-        f"# What {plan.name} rests on",
-        "",
-        f"Measured on {evidence.hardware or 'unknown hardware'}, with "
-        + ", ".join(f"{k} {v}" for k, v in sorted(evidence.versions.items()))
-        + ". Numbers in brackets are 95 % intervals.",
-        "",
-        "## Measured",
-        "| run | output tok/s | TTFT p99, s | TPOT p50, s |",
-        "|---|---|---|---|",
-        *points,
-        "",
-        f"## Fitted ({evidence.fit_source}; cold start {evidence.cold_start_s:.1f} s)",
-        "| relative error on held-out steps | value |",
-        "|---|---|",
-        *fit,
-        "",
-        "## Simulated: a day on unseen traffic",
-        "| metric | value |",
-        "|---|---|",
-        *day,
-        "",
-        "## Predicted for `workbench verify`",
-        "| metric | value |",
-        "|---|---|",
-        *kept,
-        "",
-        f"MLflow runs: {len(evidence.mlflow_run_ids)}; their ids are in evidence.json.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _readme(plan: Plan, image: str | None) -> str:
-    name = f"vllm-{plan.name}"
-    pin = (
-        ""
-        if image
-        else "First set the vLLM image, by digest, under `images:` in"
-        " kubernetes/kustomization.yaml:\n`kustomize edit set image vllm-image=NAME@sha256:DIGEST`.\n"
-    )
-    return f"""# {plan.name}
-
-A vLLM fleet of `{plan.variant.name}`, tuned and exported by the workbench. EVIDENCE.md says what it rests
-on; plan.json is the plan; SHA256SUMS lists every file.
-
-## Deploy
-
-{pin}Metrics: add monitoring/prometheus-adapter.yaml to the values of your prometheus-adapter release.
-Weights: a hub model is fetched at its revision; a local one (the folder model/) goes onto a volume that
-is claimed as `{name}`.
-
-    kubectl apply -k kubernetes/
-    kubectl rollout status deployment/{name}
-
-## Roll back, remove
-
-    kubectl rollout undo deployment/{name}
-    kubectl delete -k kubernetes/
-
-## On one machine, and does the prediction hold?
-
-    docker compose up            # VLLM_IMAGE and PROMETHEUS_IMAGE pinned by digest
-    workbench verify --bundle .  # starts vLLM here, replays load, compares with prediction.json
-"""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 import pandas as pd
 
-from serving.errors import InputError, MeasurementError
+from serving.errors import BundleError, InputError, MeasurementError
+from serving.plan import Variant
 from simulations.result import Prediction
-from workbench.export import check
+from workbench.export import MODEL, check
 from workbench.measure import Engine, Measurement, measure
 
 OnProgress = Callable[[str, float], None]
@@ -25,7 +27,7 @@ class Verification:
         rows: metric, predicted, low, high, measured, relative_error (measured over predicted, less one),
             tolerance, holds; one row per metric.
         holds: whether all rows do.
-        measurement: the replay, where it is at hand.
+        measurement: the first replay, where it is at hand.
     """
 
     rows: pd.DataFrame
@@ -64,62 +66,93 @@ def verify(
     *,
     folder: Path,
     engine: Engine | None = None,
+    repeats: int = 1,
     attempts: int = 3,
     on_progress: OnProgress | None = None,
 ) -> Verification:
     """Replay the prediction's load on one replica of the bundle.
 
-    Args:    engine: a running engine of the bundle's plan; None starts real vLLM.
+    Args:    engine: a running engine of the bundle's plan; None starts real vLLM for each replay.
+             repeats: replays with other draws of the same load; the median of each metric is compared.
              attempts: a run that must not be trusted (a machine that is busy with something else) is
-                 done again, with other draws of the same load.
+                 done again, with yet another draw.
     Returns: Verification, whether it holds or not.
     Raises:  BundleError: a bundle that is incomplete or was changed.
              MeasurementError: a run that must not be trusted: neither kept nor broken.
+             InputError: repeats or attempts below 1.
     """
+    for name, value in (("repeats", repeats), ("attempts", attempts)):
+        if value < 1:
+            raise InputError(f"{name}(={value}) must be >= 1", remedy="Ask for at least one.")
     plan = check(bundle)
     prediction = Prediction.read(bundle / "prediction.json")
-    local = bundle / "model"
-    variant = plan.variant
-    if local.is_dir():
-        variant = variant.model_copy(update={"model": str(local.resolve())})
-    for attempt in range(attempts):
-        measured = measure(
-            variant,
-            prediction.workload.at(seed=prediction.workload.seed + attempt),
+
+    def replay(repeat: int, attempt: int) -> Measurement:
+        return measure(
+            _on_disk(plan.variant, bundle),
+            prediction.workload.at(seed=prediction.workload.seed + attempt * repeats + repeat),
             engine_args=plan.engine,
             folder=folder,
             engine=engine,
-            name=_REPLAY,
-            on_progress=on_progress,
+            name=_REPLAY if repeat == 0 else f"{_REPLAY}-{repeat + 1}",
+            on_progress=_part(on_progress, repeat, repeats),
         )
+
+    replays = [_trusted(replay, repeat, attempts) for repeat in range(repeats)]
+    rows = _compare(prediction, replays)
+    return Verification(rows=rows, holds=bool(rows["holds"].all()), measurement=replays[0])
+
+
+def _on_disk(variant: Variant, bundle: Path) -> Variant:
+    """The variant with a model that the bundle carries named by where it lies."""
+    if variant.revision is not None:
+        return variant
+    return variant.model_copy(update={"model": str((bundle / MODEL).resolve())})
+
+
+def _trusted(replay: Callable[[int, int], Measurement], repeat: int, attempts: int) -> Measurement:
+    """The first run that can be trusted."""
+    invalid: tuple[str, ...] = ()
+    for attempt in range(attempts):
+        measured = replay(repeat, attempt)
         if not measured.invalid:
-            break
-    else:
-        raise MeasurementError(
-            f"the replay cannot be trusted: {measured.invalid[0]}",
-            remedy="Run `workbench verify` again on a quiet machine.",
-        )
-    rows = _compare(prediction, measured)
-    return Verification(rows=rows, holds=bool(rows["holds"].all()), measurement=measured)
+            return measured
+        invalid = measured.invalid
+    raise MeasurementError(
+        f"the replay cannot be trusted: {invalid[0]}",
+        remedy="Run `workbench verify` again on a quiet machine.",
+    )
 
 
-def _compare(prediction: Prediction, measured: Measurement) -> pd.DataFrame:
-    found = measured.summary()
+def _compare(prediction: Prediction, replays: Sequence[Measurement]) -> pd.DataFrame:
+    found = pd.DataFrame([replay.summary() for replay in replays])
     rows = []
     for metric, estimate in prediction.metrics.items():
+        if metric not in found:
+            raise BundleError(
+                f"prediction.json names {metric!r}, which no measurement has",
+                remedy=f"Predict any of {', '.join(map(str, found.columns))}.",
+            )
+        measured = float(found[metric].median(skipna=False))
+        error = measured / estimate.value - 1 if estimate.value > 0 else inf
         tail = "_p99_" in metric
         tolerance = prediction.tolerance_p99 if tail else prediction.tolerance_p50
-        error = found[metric] / estimate.value - 1
         rows.append(
             {
                 "metric": metric,
                 "predicted": estimate.value,
                 "low": estimate.low,
                 "high": estimate.high,
-                "measured": found[metric],
+                "measured": measured,
                 "relative_error": error,
                 "tolerance": tolerance,
-                "holds": abs(error) <= tolerance,
+                "holds": isfinite(error) and abs(error) <= tolerance,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _part(on_progress: OnProgress | None, part: int, parts: int) -> OnProgress | None:
+    if on_progress is None:
+        return None
+    return lambda doing, share: on_progress(doing, (part + share) / parts)

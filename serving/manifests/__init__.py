@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from serving.manifests.bundle import render
+from serving.manifests.bundle import KUSTOMIZATION, check_kustomization, render
 
-__all__ = ["render"]
+__all__ = ["KUSTOMIZATION", "check_kustomization", "render"]
