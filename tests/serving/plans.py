@@ -45,31 +45,36 @@ def external_metric(name: str, average: float) -> Metric:
     return Metric(type="External", external=source)
 
 
+def _made(kind: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Instances of a pydantic class (`st.builds` would name fields by their aliases)."""
+    return st.fixed_dictionaries(fields).map(lambda drawn: kind(**drawn))
+
+
 _values = st.floats(0.01, 100)
 _metrics = st.builds(pods_metric, st.sampled_from(NAMES), _values) | st.builds(
     external_metric, st.sampled_from(NAMES), _values
 )
-_policies = st.builds(
+_policies = _made(
     ScalingPolicy,
     type=st.sampled_from(["Pods", "Percent"]),
     value=st.integers(1, 100),
     period_seconds=st.integers(1, 1800),
 )
-_rules = st.none() | st.builds(
+_rules = st.none() | _made(
     ScalingRules,
     stabilization_window_seconds=st.none() | st.integers(0, 3600),
     select_policy=st.sampled_from([None, "Max", "Min", "Disabled"]),
     policies=st.none() | st.lists(_policies, min_size=1, max_size=2).map(tuple),
     tolerance=st.none() | st.floats(0, 1).map(quantity),
 )
-specs = st.builds(
+specs = _made(
     HpaSpec,
     min_replicas=st.integers(1, 3),
     max_replicas=st.integers(3, 50),
     metrics=st.lists(_metrics, min_size=1, max_size=3).map(tuple),
-    behavior=st.none() | st.builds(Behavior, scale_up=_rules, scale_down=_rules),
+    behavior=st.none() | _made(Behavior, scale_up=_rules, scale_down=_rules),
 )
-_engines = st.builds(
+_engines = _made(
     EngineArgs,
     max_model_len=st.integers(1, 10**6),
     max_num_seqs=st.integers(1, 64),
@@ -79,7 +84,7 @@ _engines = st.builds(
     dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
     enforce_eager=st.booleans(),
 )
-_variants = st.builds(
+_variants = _made(
     Variant,
     name=st.from_regex(r"[a-z0-9][a-z0-9.-]*", fullmatch=True),
     model=st.just("org/model"),

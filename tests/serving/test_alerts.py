@@ -12,7 +12,7 @@ import yaml
 
 from serving.hpa import TTFT_MEAN
 from serving.manifests import render
-from tests.serving.plans import plan
+from .plans import plan
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed"

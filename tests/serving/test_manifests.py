@@ -36,7 +36,7 @@ from serving.hpa import (
 )
 from serving.manifests import KUSTOMIZATION, check_kustomization, render
 from serving.plan import EngineArgs, Plan, Variant
-from tests.serving.plans import external_metric, plan, plans
+from .plans import external_metric, plan, plans
 
 DIGEST = "registry.example:5000/team/vllm@sha256:" + "0123456789abcdef" * 4
 BUILT_IN = ("v1", "apps/v1", "autoscaling/v2", "policy/v1", "networking.k8s.io/v1")
