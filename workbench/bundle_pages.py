@@ -67,13 +67,9 @@ def readme(plan: Plan, image: str | None) -> str:
     pin = (
         ""
         if image
-        else """Pin the vLLM image first; until then the pods cannot start:
-
-    (cd kubernetes && kustomize edit set image vllm-image=NAME@sha256:DIGEST)
-
-kubernetes/kustomization.yaml is the one file that may differ from SHA256SUMS, by its image alone.
-
-"""
+        else "Pin the vLLM image first: put its digest in place of IMAGE_DIGEST in"
+        " kubernetes/kustomization.yaml. Until then no\npod can start. It is the one file that may"
+        " differ from SHA256SUMS, by its image alone.\n\n"
     )
     weights = (
         f"the folder model/ on a volume that many nodes can read, claimed as `{name}`"
@@ -90,7 +86,7 @@ rests on; plan.json is the plan; SHA256SUMS lists every file.
 ## Needs
 
 - Kubernetes {version} or newer, with NVIDIA's device plugin.
-- Prometheus operator, and prometheus-adapter with monitoring/prometheus-adapter.yaml in its values:
+- Prometheus operator that takes ServiceMonitors and PrometheusRules of this namespace, and prometheus-adapter with monitoring/prometheus-adapter.yaml in its values:
   without it the autoscaler has no metric. A namespace `monitoring` for Prometheus.
 - NVIDIA's DCGM exporter, scraped every 15 s with `honorLabels: true`, so that `pod` names the pod that
   holds the GPU.
@@ -104,7 +100,7 @@ rests on; plan.json is the plan; SHA256SUMS lists every file.
 
 ## Roll back, remove
 
-    kubectl rollout undo deployment/{name}
+    kubectl rollout undo deployment/{name}     # or apply the bundle before this one
     kubectl delete -k kubernetes/
 
 ## On one machine, and does the prediction hold?

@@ -127,7 +127,8 @@ def _refuse_other_folder(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     remedy = "Choose an empty folder."
-    if not (folder / SUMS).is_file() or not (folder / "plan.json").is_file():
+    listed = (folder / SUMS).read_text().splitlines() if (folder / SUMS).is_file() else []
+    if not any(line.endswith("  plan.json") for line in listed):
         raise BundleError(f"{folder} is not a bundle", remedy=remedy)
     foreign = sorted(_paths(folder) - _hashes(folder).keys())
     if foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ class Settings(Value):
         path = Path(self.model_path())
         if not path.is_dir():
             return str(path)
-        files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir())
-        return f"{path} {files}"
+        files = sorted(f for f in path.iterdir() if f.is_file())
+        return f"{path} {[(f.name, _fingerprint(f)) for f in files]}"
 
     def lengths(self) -> dict[str, LogNormal]:
         """Prompt and output lengths of the profile, scaled to the engine's context."""
@@ -153,6 +154,14 @@ class Settings(Value):
             seed=self.seed,
             **lengths,
         )
+
+
+def _fingerprint(file: Path) -> str:
+    """Digest of a file; of one that would take long to read, its size and time."""
+    status = file.stat()
+    if status.st_size > 64 * 2**20:
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 QUICK: dict[str, Any] = {

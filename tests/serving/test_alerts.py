@@ -12,6 +12,7 @@ import yaml
 
 from serving.hpa import TTFT_MEAN
 from serving.manifests import render
+
 from .plans import plan
 
 pytestmark = pytest.mark.skipif(
@@ -87,7 +88,15 @@ CASES: dict[str, tuple[list[Any], set[str]]] = {
         set(),
     ),
     "nothing at all": ([], set()),
-    "idle": ([*latency(0, 0)[:0], finished("stop", 0), answers("2xx", 0)], set()),
+    "idle": (
+        [
+            counter(f"{TTFT}_sum", 0),
+            counter(f"{TTFT}_count", 0),
+            finished("stop", 0),
+            answers("2xx", 0),
+        ],
+        set(),
+    ),
     "slow tail": (latency(0.02, 0.3), {"LatencyP99High"}),
     "slow": (latency(0.9, 0.6), {"LatencyMeanHigh", "LatencyP99High"}),
     "slow elsewhere": ([*latency(0, 0.2), *latency(0.9, 0.6, OTHER)], set()),
@@ -129,9 +138,7 @@ def test_alerts_fire_on_what_they_are_for(name: str, rules: Path, tmp_path: Path
         {
             "eval_time": FIRED_AT,
             "alertname": alert["alert"],
-            "exp_alerts": [
-                {"exp_labels": alert["labels"], "exp_annotations": alert["annotations"]}
-            ]
+            "exp_alerts": [{"exp_labels": alert["labels"], "exp_annotations": alert["annotations"]}]
             if alert["alert"] in expected
             else [],
         }
@@ -147,12 +154,12 @@ def test_the_mean_ttft_is_per_pod_and_absent_where_nothing_came(
     idle = 'pod="vllm-winner-5d4f-idle0"'
     busy = [
         {"series": f"{TTFT}_{part}{{{POD}}}", "values": f"0+{step}x80"}
-        for part, step in (("sum", 3), ("count", 10))
+        for part, step in (("sum", 5), ("count", 10))
     ]
     still = [
         {"series": f"{TTFT}_{part}{{{idle}}}", "values": "7+0x80"} for part in ("sum", "count")
     ]
-    expected = [{"labels": f"{TTFT_MEAN}{{{POD}}}", "value": 0.3}]
+    expected = [{"labels": f"{TTFT_MEAN}{{{POD}}}", "value": 0.5}]
     case = {
         "interval": "15s",
         "input_series": [*busy, *still],

@@ -36,6 +36,7 @@ from serving.hpa import (
 )
 from serving.manifests import KUSTOMIZATION, check_kustomization, render
 from serving.plan import EngineArgs, Plan, Variant
+
 from .plans import external_metric, plan, plans
 
 DIGEST = "registry.example:5000/team/vllm@sha256:" + "0123456789abcdef" * 4
@@ -118,9 +119,9 @@ def test_the_objects_of_a_plan_find_each_other() -> None:
     ):
         assert selector.items() <= pod_labels.items()
     monitor = kinds["ServiceMonitor"]["spec"]
-    assert monitor["selector"]["matchLabels"].items() <= kinds["Service"]["metadata"][
-        "labels"
-    ].items()
+    assert (
+        monitor["selector"]["matchLabels"].items() <= kinds["Service"]["metadata"]["labels"].items()
+    )
     assert monitor["endpoints"][0]["port"] == kinds["Service"]["spec"]["ports"][0]["name"]
 
 
@@ -264,11 +265,7 @@ def _metric(target: Target) -> Metric:
             r"min_replicas\(=0\)",
         ),
         (
-            {
-                "hpa": HpaSpec(
-                    max_replicas=2, metrics=(_metric(Target(type="Value", value="1")),)
-                )
-            },
+            {"hpa": HpaSpec(max_replicas=2, metrics=(_metric(Target(type="Value", value="1")),))},
             r"target type\(='Value'\)",
         ),
         (
