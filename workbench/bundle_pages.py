@@ -86,8 +86,9 @@ rests on; plan.json is the plan; SHA256SUMS lists every file.
 ## Needs
 
 - Kubernetes {version} or newer, with NVIDIA's device plugin.
-- Prometheus operator that takes ServiceMonitors and PrometheusRules of this namespace, and prometheus-adapter with monitoring/prometheus-adapter.yaml in its values:
-  without it the autoscaler has no metric. A namespace `monitoring` for Prometheus.
+- A Prometheus operator that takes ServiceMonitors and PrometheusRules of this namespace, and
+  prometheus-adapter with monitoring/prometheus-adapter.yaml in its values: without it the autoscaler
+  has no metric. A namespace `monitoring` for Prometheus.
 - NVIDIA's DCGM exporter, scraped every 15 s with `honorLabels: true`, so that `pod` names the pod that
   holds the GPU.
 - Weights: {weights}.
