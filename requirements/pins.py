@@ -13,6 +13,7 @@ torch's own index, which uv knows by name. The ordinary torch is the CUDA build.
 from __future__ import annotations
 
 import ast
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -46,6 +47,25 @@ def machine_kind() -> str:
     return "gpu" if answers else "cpu"
 
 
+def ensure_package(package: str, problem: str) -> None:
+    """Install a Debian package, or say how."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        fail(problem, f"sudo apt-get install {package}")
+    say(f"installing {package}: {problem}")
+    for step in (["update"], ["install", "-y", "--no-install-recommends", package]):
+        subprocess.run(["apt-get", "-qq", *step], check=True)
+
+
+def ensure_libraries(kind: str) -> None:
+    """What vLLM's compiled parts link to and no Python package carries."""
+    if kind != "cpu":
+        return
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        ensure_package("libnuma1", "vLLM for CPUs needs libnuma.so.1")
+
+
 def ensure_venv() -> Path:
     """The Python of .venv, made where it is missing."""
     python = VENV / "bin" / "python"
@@ -53,13 +73,7 @@ def ensure_venv() -> Path:
         return python
     if importlib.util.find_spec("ensurepip") is None:
         # Debian keeps it in a package of its own.
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            fail(
-                "this Python cannot make a virtual environment", "sudo apt-get install python3-venv"
-            )
-        say("installing python3-venv, which this Debian lacks")
-        for step in (["update"], ["install", "-y", "--no-install-recommends", "python3-venv"]):
-            subprocess.run(["apt-get", "-qq", *step], check=True)
+        ensure_package("python3-venv", "this Python cannot make a virtual environment")
     say(f"making {VENV.name} with Python {sys.version.split()[0]}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
     return python
@@ -104,6 +118,7 @@ def install(kind: str, *, here: bool) -> None:
     if sys.version_info[:2] != (3, 11):
         version = ".".join(map(str, sys.version_info[:3]))
         fail(f"this Python is {version} and the pins are for 3.11", "make PYTHON=python3.11 ...")
+    ensure_libraries(kind)
     python = Path(sys.executable) if here else ensure_venv()
     subprocess.run([str(python), "-m", "pip", "install", "-q", "uv"], check=True)
     pins = HERE / f"{kind}.txt"
