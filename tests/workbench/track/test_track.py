@@ -48,15 +48,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracked(
-    results: Results, bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Tracker, float]:
-    """A store with a whole pipeline in it, and the seconds of computing that took."""
+def tracked(results: Results, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """A store with a whole pipeline in it."""
     tracker = Tracker(tmp_path_factory.mktemp("work") / "runs")
-    began_s = time.process_time()
     with tracker.pipeline_run("demo", Settings()) as run:
         log_all(run, results, bundle)
-    return tracker, time.process_time() - began_s
+    return tracker
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +62,23 @@ def spare(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     return Tracker(tmp_path_factory.mktemp("work") / "my runs")
 
 
-def test_a_whole_demo_is_tracked_quickly(tracked: tuple[Tracker, float]) -> None:
-    tracker, took_s = tracked
-    assert len(tracker.runs()) > 30
-    assert took_s < 15
+def test_a_whole_demo_is_tracked(tracked: Tracker) -> None:
+    assert len(tracked.runs()) > 30
 
 
-def test_every_stage_is_a_child_of_the_pipeline_run(tracked: tuple[Tracker, float]) -> None:
-    runs = tracked[0].runs()
+def test_every_stage_is_a_child_of_the_pipeline_run(tracked: Tracker) -> None:
+    runs = tracked.runs()
     parent = runs[runs["stage"] == "pipeline"]
     assert list(parent["name"]) == ["demo"]
-    assert parent.iloc[0]["trials"] == "40"
+    assert parent.iloc[0]["trials"] == str(Settings().trials)
     children = runs[runs["stage"] != "pipeline"]
     assert set(children["parent_run_id"]) == set(parent["run_id"])
     expected = {"compress", "measure", "sweep", "fit", "candidate", "tune", "export", "verify"}
     assert set(children["stage"]) == expected
 
 
-def test_what_is_to_be_compared_lies_flat(tracked: tuple[Tracker, float]) -> None:
-    tracker = tracked[0]
+def test_what_is_to_be_compared_lies_flat(tracked: Tracker) -> None:
+    tracker = tracked
     for experiment, stage in (("variants", "sweep"), ("autoscalers", "candidate")):
         found = tracker._client.search_runs([tracker.experiment_ids[f"workbench-{experiment}"]])
         assert {run.data.tags["stage"] for run in found} == {stage}
@@ -96,8 +91,8 @@ def test_what_is_to_be_compared_lies_flat(tracked: tuple[Tracker, float]) -> Non
     assert sum("mlflow.parentRunId" not in run.data.tags for run in trail) == 1
 
 
-def test_variants_share_metric_names(tracked: tuple[Tracker, float], results: Results) -> None:
-    measured = tracked[0].runs("measure")
+def test_variants_share_metric_names(tracked: Tracker, results: Results) -> None:
+    measured = tracked.runs("measure")
     assert not measured[["ttft_p99_s", "tpot_p50_s", "output_tokens_per_s"]].isna().any().any()
     first = results.measurements[0]
     row = measured[measured["name"] == first.name].iloc[0]
@@ -107,8 +102,8 @@ def test_variants_share_metric_names(tracked: tuple[Tracker, float], results: Re
     assert row["version.vllm"] == first.environment.versions["vllm"]
 
 
-def test_baselines_and_winner_are_comparable(tracked: tuple[Tracker, float]) -> None:
-    runs = tracked[0].runs()
+def test_baselines_and_winner_are_comparable(tracked: Tracker) -> None:
+    runs = tracked.runs()
     compared = runs[runs["stage"] == "candidate"].set_index("candidate")
     assert compared.loc["winner", "gpu_hours"] == 61.0
     assert compared.loc["static-peak", "gpu_hours"] == 98.0
@@ -117,10 +112,8 @@ def test_baselines_and_winner_are_comparable(tracked: tuple[Tracker, float]) -> 
     assert search["interval/gpu_hours_low"] < 61.0 < search["interval/gpu_hours_high"]
 
 
-def test_sweeps_are_curves_over_the_batch_size(
-    tracked: tuple[Tracker, float], results: Results
-) -> None:
-    tracker = tracked[0]
+def test_sweeps_are_curves_over_the_batch_size(tracked: Tracker, results: Results) -> None:
+    tracker = tracked
     sweep = tracker.runs("sweep").set_index("name").loc["int8 offline"]
     history = tracker._client.get_metric_history(sweep["run_id"], "batch/output_tokens_per_s")
     assert [point.step for point in history] == [1, 2, 4, 8, 16, 32]
@@ -132,8 +125,8 @@ def test_sweeps_are_curves_over_the_batch_size(
     assert history[3].value == pytest.approx(sum(repeats) / len(repeats))
 
 
-def test_artifacts_hold_the_files(tracked: tuple[Tracker, float], tmp_path: Path) -> None:
-    tracker = tracked[0]
+def test_artifacts_hold_the_files(tracked: Tracker, tmp_path: Path) -> None:
+    tracker = tracked
     client = tracker._client
     export = tracker.runs("export").iloc[0]
     folder = Path(client.download_artifacts(export["run_id"], "bundle", str(tmp_path)))
@@ -143,10 +136,8 @@ def test_artifacts_hold_the_files(tracked: tuple[Tracker, float], tmp_path: Path
     assert json.loads(plan.read_text())["warm_spares"] == 1
 
 
-def test_a_resumed_run_adds_nothing_twice(
-    tracked: tuple[Tracker, float], results: Results, bundle: Path
-) -> None:
-    tracker = tracked[0]
+def test_a_resumed_run_adds_nothing_twice(tracked: Tracker, results: Results, bundle: Path) -> None:
+    tracker = tracked
     before = tracker.runs()
     home = Path(tracker.ui_uri.removeprefix("sqlite:///")).parent
     with Tracker(home).pipeline_run("demo", Settings()) as run:
@@ -248,13 +239,11 @@ def answer(url: str, process: subprocess.Popen[bytes], within_s: float = 300) ->
 
 
 @pytest.mark.slow
-def test_the_real_ui_serves_what_was_tracked(
-    tracked: tuple[Tracker, float], tmp_path: Path
-) -> None:
+def test_the_real_ui_serves_what_was_tracked(tracked: Tracker, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = shlex.split(tracked[0].ui_command())[1:]
+    command = shlex.split(tracked.ui_command())[1:]
     options = ["--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen(
@@ -269,11 +258,11 @@ def test_the_real_ui_serves_what_was_tracked(
         assert "<title>MLflow</title>" in answer(here, process)
         request = urllib.request.Request(
             f"{here}/api/2.0/mlflow/runs/search",
-            data=json.dumps({"experiment_ids": list(tracked[0].experiment_ids.values())}).encode(),
+            data=json.dumps({"experiment_ids": list(tracked.experiment_ids.values())}).encode(),
             headers={"Content-Type": "application/json"},
         )
         runs = json.load(urllib.request.urlopen(request, timeout=30))["runs"]
-        assert len(runs) == len(tracked[0].runs())
+        assert len(runs) == len(tracked.runs())
     finally:
         process.terminate()
         process.wait(timeout=30)
