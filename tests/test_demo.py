@@ -83,14 +83,12 @@ def test_the_bundle_and_the_report_are_whole(workdir: Path) -> None:
 
 def test_a_second_run_does_nothing_again(workdir: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")}
-    began = time.monotonic()
     done = subprocess.run(
         [*DEMO, "--workdir", str(workdir), "--json"], capture_output=True, text=True
     )
     assert done.returncode in (0, 1), done.stderr
     assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")} == stamps
     assert json.loads(done.stdout) == json.loads((workdir.parent / "rows.json").read_text())
-    assert time.monotonic() - began < 60  # no engine was started
 
 
 def test_ctrl_c_leaves_no_process_and_keeps_finished_work(workdir: Path, tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ def _display(pipeline: Pipeline, title: str, *, as_json: bool) -> Iterator[OnPro
 
     log = pipeline.workdir / "logs" / "libraries.log"
     with (
-        quiet(log) as terminal,
-        Stages([title], sys.stderr if as_json else terminal) as display,
+        quiet(log, to_stderr=as_json) as terminal,
+        Stages([title], terminal) as display,
         display.stage(title) as on_progress,
     ):
         yield on_progress

@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +89,8 @@ class Pipeline:
         chosen = [self.stages[name] for name in names]
         self.settings.write(self.workdir / "settings.json")
         with (
-            quiet(self.workdir / "logs" / "libraries.log") as terminal,
-            Stages([s.title for s in chosen], sys.stderr if to_stderr else terminal) as display,
+            quiet(self.workdir / "logs" / "libraries.log", to_stderr=to_stderr) as terminal,
+            Stages([s.title for s in chosen], terminal) as display,
         ):
             for stage in chosen:
                 with display.stage(stage.title) as on_progress:

@@ -32,17 +32,17 @@ _PLAIN_EVERY_S = 5.0
 
 
 @contextmanager
-def quiet(log: Path) -> Iterator[IO[str]]:
+def quiet(log: Path, *, to_stderr: bool = False) -> Iterator[IO[str]]:
     """Send this process's standard output and error, and its children's, to a log file.
 
-    Yields a stream that still reaches what was standard output.
+    Yields a stream that still reaches what was standard output, or standard error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(descriptor) for descriptor in (1, 2)]
     # Only this stream may keep the user's terminal: children must not inherit it.
-    terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1)
+    terminal = os.fdopen(os.dup(saved[to_stderr]), "w", buffering=1)
     with log.open("ab") as target:
         try:
             for descriptor in (1, 2):
