@@ -202,8 +202,10 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
     from workbench.tables import table
 
     _print(table(pipeline, name), as_json=as_json)
-    if name == "verify" and not Results(pipeline).verification().holds:
-        _leave(1)
+    if name == "verify":
+        verification = Results(pipeline).verification()
+        if verification is None or not verification.holds:
+            _leave(1)
     if name == "report" and not as_json:
         print_table(table(pipeline, "verify"))
         runs = pipeline.workdir

@@ -118,7 +118,9 @@ class Pipeline:
             _work_apart(self, stage.name, on_progress)
         else:
             stage.work(self, folder, on_progress)
-        begun.replace(folder / "done.json")
+        # A stage that took it away is to be done again.
+        if begun.exists():
+            begun.replace(folder / "done.json")
 
     def _key(self, stage: Stage) -> str:
         """Digest of everything that the stage's result depends on."""

@@ -17,6 +17,8 @@ from workbench.track import PipelineRun, Tracker
 from workbench.tune import Tuning
 from workbench.verify import Verification
 
+UNTRUSTED = "untrusted.txt"
+
 
 class Results:
     """The results that lie in a data directory, read when asked for."""
@@ -58,9 +60,16 @@ class Results:
         """What the search found."""
         return Tuning.read(self.pipeline.folder("tune"))
 
-    def verification(self) -> Verification:
-        """Predicted against measured."""
+    def verification(self) -> Verification | None:
+        """Predicted against measured; None where the replay could not be trusted."""
+        if self.untrusted() is not None:
+            return None
         return Verification.read(self.pipeline.folder("verify"))
+
+    def untrusted(self) -> str | None:
+        """Why the replay could not be trusted, if so."""
+        path = self.pipeline.folder("verify") / UNTRUSTED
+        return path.read_text() if path.exists() else None
 
     def article_plan(self) -> Plan:
         """The autoscaler of the article: GPU utilisation 70 % and latency 300 ms."""

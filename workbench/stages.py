@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from serving.errors import MeasurementError
 from simulations.latency import LatencyModel
 from workbench.compress import compress
 from workbench.export import Evidence, export
@@ -12,7 +13,7 @@ from workbench.fit import fit
 from workbench.measure import Measurement, frame, sweep_batches, sweep_rates
 from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
-from workbench.results import Results, served
+from workbench.results import UNTRUSTED, Results, served
 from workbench.tables import day_table
 from workbench.track import Tracker
 from workbench.tune import Candidate, SearchSpace, tune
@@ -184,9 +185,16 @@ def _export(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
 
 def _verify(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     results = Results(pipeline)
-    verification = verify(
-        pipeline.folder("export") / "bundle", folder=folder, on_progress=on_progress
-    )
+    try:
+        verification = verify(
+            pipeline.folder("export") / "bundle", folder=folder, attempts=2, on_progress=on_progress
+        )
+    except MeasurementError as error:
+        # Neither kept nor broken: the page says so, and the next run tries again.
+        (folder / UNTRUSTED).write_text(str(error))
+        (folder / "begun.json").unlink()
+        return
+    (folder / UNTRUSTED).unlink(missing_ok=True)
     verification.write(folder)
     with results.trail() as run:
         run.verify(verification)

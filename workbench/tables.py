@@ -26,7 +26,10 @@ def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
         case "simulate":
             return pd.read_parquet(pipeline.folder("simulate") / "day.parquet")
         case "verify":
-            return results.verification().rows
+            verification = results.verification()
+            if verification is None:
+                return pd.DataFrame({"not verified": [results.untrusted()]})
+            return verification.rows
         case "export":
             bundle = pipeline.folder("export") / "bundle"
             files = sorted(path for path in bundle.rglob("*") if path.is_file())

@@ -13,7 +13,7 @@ from serving.errors import BundleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
 from serving.values import Estimate
 from simulations.result import Prediction
-from simulations.traffic import Fixed, Poisson, Workload
+from simulations.traffic import ClosedLoop, Fixed, Workload
 from tests.workbench.export.bundles import LOAD, evidence, fake, list_again, plan, prediction, wrong
 from workbench.export import export
 from workbench.measure import FakeEngine, Measurement, Request, Run, measure
@@ -174,18 +174,16 @@ def test_a_changed_bundle_starts_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 def test_real_vllm_keeps_what_it_showed_before_and_nothing_else(tmp_path: Path) -> None:
+    # A closed loop: no machine is too busy for it, and the tolerance is for one that is.
     load = Workload(
-        arrivals=Poisson(rate_rps=4.0),
+        arrivals=ClosedLoop(concurrency=2, requests=24),
         prompt_tokens=Fixed(tokens=32),
         output_tokens=Fixed(tokens=16),
-        duration_s=12.0,
-        warmup_s=1.0,
     )
     engine_args = EngineArgs(max_model_len=256, enforce_eager=True, gpu_memory_utilization=0.3)
     shipped = plan(engine=engine_args)
     before = measure(shipped.variant, load, engine_args=engine_args, folder=tmp_path / "before")
-    if before.invalid:
-        pytest.skip(f"the machine is busy: {before.invalid[0]}")
+    assert not before.invalid
     shown = before.summary()
     told = Prediction(
         workload=load,
@@ -193,9 +191,9 @@ def test_real_vllm_keeps_what_it_showed_before_and_nothing_else(tmp_path: Path) 
             name: Estimate(value=shown[name], low=shown[name], high=shown[name], n=1)
             for name in ("ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "output_tokens_per_s")
         },
-        tolerance_p50=1.0,
+        tolerance_p50=3.0,
     )
-    told = wrong(told, 0.1, "e2e_p50_s")
+    told = wrong(told, 0.05, "e2e_p50_s")
     bundle = export(shipped, tmp_path / "bundle", evidence=evidence(told))
     found = verify(bundle, folder=tmp_path / "found")
     assert not found.holds
