@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint lab ui clean
+.PHONY: help install demo test lint bench lab ui clean
 
 help:  ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ lint: .venv/.installed  ## ruff and mypy
 
 test: lint  ## everything: lint, types, unit, theory, property and contract tests, real vLLM, notebooks
 	$(BIN)/pytest --nbmake notebooks tests
+
+bench: .venv/.installed  ## performance: the load client alone, and beside `vllm bench serve`
+	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.vllm_bench
 
 lab: .venv/.installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -48,10 +48,17 @@ class EngineArgs(Value):
     max_num_seqs: int = Field(32, gt=0)
     max_num_batched_tokens: int = Field(2048, gt=0)
     enable_prefix_caching: bool = False
+    enable_chunked_prefill: bool | None = None
+    kv_cache_dtype: str | None = None
+    """For example fp8; None keeps the model's own."""
+    tensor_parallel_size: int = Field(1, ge=1)
     gpu_memory_utilization: float = Field(0.84, gt=0, le=1)
     kv_cache_memory_bytes: int | None = Field(None, gt=0)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
+    load_format: str | None = None
+    """`dummy` is random weights: true for speed and memory, meaningless for quality."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -56,6 +56,11 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
     """Refuse requests that vLLM would refuse, or that fit in no KV cache of this size."""
     if len(schedule) == 0:
         return
+    if schedule.conversations:
+        raise InputError(
+            "sessions(of several turns) cannot be simulated: a turn waits for the answer before it",
+            remedy="Leave out sessions; shared_prefix and replays can be simulated.",
+        )
     longest = int((schedule.prompt_tokens + schedule.output_tokens).max())
     if longest > engine.max_model_len:
         raise InputError(

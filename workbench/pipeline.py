@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from serving.errors import EngineError, InputError, WorkbenchError
+from serving.errors import InputError
 from serving.values import Value
+from workbench.apart import Child, Link
 from workbench.progress import OnProgress, Stages, quiet
 
 _NEEDED_DISK_GIB = 1.0
@@ -144,49 +142,14 @@ class Pipeline:
 
 def _work_apart(pipeline: Pipeline, name: str, on_progress: OnProgress) -> None:
     """Do a stage's work in a child process that ends with this one."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(pipeline, name, there), daemon=False)
-    child.start()
-    there.close()
-    try:
-        while True:
-            message = here.recv()
-            if isinstance(message, BaseException):
-                raise message
-            if message is None:
-                break
-            on_progress(*message)
-    except EOFError:
-        child.join()
-        raise EngineError(
-            f"the process of `{name}` ended with code {child.exitcode}",
-            remedy=f"See {pipeline.workdir / 'logs' / 'libraries.log'}; is there enough memory?",
-        ) from None
-    finally:
-        if child.is_alive():
-            child.join(timeout=5)
-        if child.is_alive():
-            child.terminate()
-            child.join()
+    with Child(_work, pipeline, name) as child:
+        for doing, share in child:
+            on_progress(doing, share)
 
 
-def _child(pipeline: Pipeline, name: str, there: Connection) -> None:
-    try:
-        stage = pipeline.stages[name]
-        stage.work(pipeline, pipeline.folder(name), lambda *said: there.send(said))
-        there.send(None)
-    except KeyboardInterrupt:
-        # The parent was interrupted as well, and tells the user.
-        pass
-    except WorkbenchError as error:
-        traceback.print_exc()
-        there.send(error)
-    except Exception as error:
-        traceback.print_exc()
-        there.send(RuntimeError(f"{type(error).__name__}: {error}"))
-    finally:
-        there.close()
+def _work(link: Link, pipeline: Pipeline, name: str) -> None:
+    stage = pipeline.stages[name]
+    stage.work(pipeline, pipeline.folder(name), lambda *said: link.send(said))
 
 
 def _says(path: Path, key: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import InputError
@@ -13,7 +11,7 @@ from simulations.latency import LatencyModel
 from workbench.measure import Measurement, frame
 from workbench.pipeline import Pipeline
 from workbench.settings import Settings
-from workbench.track import PipelineRun, Tracker
+from workbench.track import PipelineRun, Tracker, attempt
 from workbench.tune import Tuning
 from workbench.verify import Verification
 
@@ -86,11 +84,49 @@ class Results:
             gpu_usd_per_hour=self.settings.gpu_usd_per_hour,
         )
 
-    @contextmanager
-    def trail(self) -> Iterator[PipelineRun]:
-        """The MLflow run of this pipeline."""
-        with Tracker(self.pipeline.workdir).pipeline_run("pipeline", self.settings) as run:
-            yield run
+    def trail(self, stage: str) -> None:
+        """Log to MLflow what a stage left on disk; a store that fails costs one line."""
+        workdir = self.pipeline.workdir
+        with attempt(workdir), Tracker(workdir).pipeline_run("pipeline", self.settings) as run:
+            self.log(run, stage)
+
+    def log(self, run: PipelineRun, stage: str) -> None:
+        """Log what a stage left on disk.
+
+        Raises:  InputError: the stage left no whole result.
+        """
+        folder = self.pipeline.folder(stage)
+        match stage:
+            case "compress":
+                for variant in self.variants():
+                    run.variant(variant)
+            case "sweep" | "serve":
+                points = self.measurements(stage)
+                for point in points:
+                    run.measurement(point, folder / point.name)
+                run.sweeps(points)
+            case "fit":
+                for model in self.latency_models().values():
+                    run.fit(model)
+            case "tune":
+                run.tune(self.tuning())
+            case "export":
+                run.export(folder / "bundle", self.tuning().winner)
+            case "verify":
+                verification = self.verification()
+                if verification is not None:
+                    run.verify(verification)
+            case "report":
+                run.artifact(self.pipeline.workdir / "report.html")
+
+    def run_ids(self) -> tuple[str, ...]:
+        """The MLflow runs of this data directory; none where the store fails."""
+        found: list[str] = []
+        workdir = self.pipeline.workdir
+        with attempt(workdir):
+            runs = Tracker(workdir).runs()
+            found = sorted(runs["run_id"]) if len(runs) else []
+        return tuple(found)
 
 
 def served(results: Results) -> list[Variant]:

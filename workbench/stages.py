@@ -15,7 +15,6 @@ from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
 from workbench.results import UNTRUSTED, Results, served
 from workbench.tables import day_table
-from workbench.track import Tracker
 from workbench.tune import Candidate, SearchSpace, tune
 from workbench.verify import verify
 
@@ -43,9 +42,7 @@ def _compress(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None
     for variant in variants:
         variant.write(folder / f"{variant.name}.json")
     _list(folder, [f"{variant.name}.json" for variant in variants])
-    with results.trail() as run:
-        for variant in variants:
-            run.variant(variant)
+    results.trail("compress")
 
 
 def _sweep(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -62,15 +59,8 @@ def _sweep(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         seed=chosen.seed,
         on_progress=on_progress,
     )
-    _keep(results, folder, points)
-
-
-def _keep(results: Results, folder: Path, points: list[Measurement]) -> None:
     _list(folder, [point.name for point in points])
-    with results.trail() as run:
-        for point in points:
-            run.measurement(point, folder / point.name)
-        run.sweeps(points)
+    results.trail("sweep")
 
 
 def _serve(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -96,7 +86,8 @@ def _serve(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
             seed=chosen.seed,
             on_progress=part,
         )
-    _keep(results, folder, points)
+    _list(folder, [point.name for point in points])
+    results.trail("serve")
 
 
 def _fit(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -120,9 +111,7 @@ def _fit(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         )
         models[-1].write(folder / f"{variant.name}.json")
     _list(folder, [f"{model.variant}.json" for model in models])
-    with results.trail() as run:
-        for model in models:
-            run.fit(model)
+    results.trail("fit")
 
 
 def _simulate(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -161,26 +150,23 @@ def _tune(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         on_progress=on_progress,
     )
     tuning.write(folder)
-    with results.trail() as run:
-        run.tune(tuning)
+    results.trail("tune")
 
 
 def _export(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     results = Results(pipeline)
     tuning = results.tuning()
     on_progress(tuning.winner.name, 0.1)
-    runs = Tracker(pipeline.workdir).runs()
     winner = tuning.winner.variant.name
     points = results.measurements("sweep") + results.measurements("serve")
     evidence = Evidence.of(
         measurements=[point for point in points if point.variant.name == winner],
         latency=results.latency_models()[winner],
         tuning=tuning,
-        mlflow_run_ids=tuple(sorted(runs["run_id"])),
+        mlflow_run_ids=results.run_ids(),
     )
-    bundle = export(tuning.winner, folder / "bundle", evidence=evidence)
-    with results.trail() as run:
-        run.export(bundle, tuning.winner)
+    export(tuning.winner, folder / "bundle", evidence=evidence)
+    results.trail("export")
 
 
 def _verify(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -196,8 +182,7 @@ def _verify(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         return
     (folder / UNTRUSTED).unlink(missing_ok=True)
     verification.write(folder)
-    with results.trail() as run:
-        run.verify(verification)
+    results.trail("verify")
 
 
 def _report(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
@@ -205,7 +190,7 @@ def _report(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
 
     results = Results(pipeline)
     on_progress("figures", 0.2)
-    page = report(
+    report(
         ReportData(
             title="LLM serving: what to deploy, and why",
             variants=tuple(results.variants()),
@@ -218,8 +203,7 @@ def _report(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         ),
         pipeline.workdir / "report.html",
     )
-    with results.trail() as run:
-        run.artifact(page)
+    results.trail("report")
 
 
 _LOAD = ("load_shares", "rates_rps", "load_duration_s", "served_variants", "slo")

@@ -91,7 +91,9 @@ def test_routing_is_least_outstanding() -> None:
         assigned[chosen].append(i)
     for part in assigned:
         alone = simulate_replica(
-            Schedule(*(a[part] for a in vars(schedule).values())), latency(), ENGINE
+            Schedule(*(schedule.frame()[name].to_numpy()[part] for name in schedule.frame())),
+            latency(),
+            ENGINE,
         )
         np.testing.assert_allclose(found["end_s"].iloc[part], alone["end_s"], rtol=1e-9)
     assert found["end_s"].notna().all()

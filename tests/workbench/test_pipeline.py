@@ -94,7 +94,7 @@ def test_apart_is_another_process_and_errors_cross_whole(tmp_path: Path) -> None
     assert caught.value.remedy == "Take 4."
 
     dead = Pipeline(tmp_path / "c", Chosen(), [Stage("x", "X", "x", (), (), die, apart=True)])
-    with pytest.raises(EngineError, match="ended with code 9"):
+    with pytest.raises(EngineError, match="ended with exit status 9"):
         dead.run(["x"])
 
 

@@ -37,7 +37,8 @@ def check_range(latency: LatencyModel, engine: EngineArgs, workload: Workload) -
             f" at most {seen.decode_seqs} sequences decoded together",
             remedy=_REMEDY,
         )
-    longest = min(engine.max_num_batched_tokens, workload.prompt_tokens.longest_tokens)
+    prompts, outputs = workload.laws()
+    longest = min(engine.max_num_batched_tokens, prompts.longest_tokens)
     if longest > TOKENS_BEYOND * seen.prefill_tokens:
         raise ExtrapolationError(
             f"a prefill of {longest} tokens is beyond what {latency.variant} was fitted to:"
@@ -45,8 +46,8 @@ def check_range(latency: LatencyModel, engine: EngineArgs, workload: Workload) -
             remedy=_REMEDY,
         )
     rng = np.random.default_rng(0)
-    prompt = float(workload.prompt_tokens.draw(1000, rng).mean())
-    output = float(workload.output_tokens.draw(1000, rng).mean())
+    prompt = float(prompts.draw(1000, rng).mean())
+    output = float(outputs.draw(1000, rng).mean())
     kv_tokens = min(
         engine.max_num_seqs * (prompt + output / 2), latency.kv_blocks * latency.block_size_tokens
     )

@@ -10,11 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.measure.engine import Engine, Request, Run
+    from workbench.measure.engine import Engine, Run
     from workbench.measure.environment import Environment
     from workbench.measure.fake import FakeEngine
     from workbench.measure.measurement import Measurement, ReplicaInfo, frame
-    from workbench.measure.points import measure, sweep_batches, sweep_rates
+    from workbench.measure.outcome import Request
+    from workbench.measure.points import measure
+    from workbench.measure.sweeps import sweep_batches, sweep_rates
     from workbench.measure.vllm_offline import OfflineEngine
     from workbench.measure.vllm_server import ServerEngine
 
@@ -25,13 +27,13 @@ _HOME = {
     "Measurement": "measurement",
     "OfflineEngine": "vllm_offline",
     "ReplicaInfo": "measurement",
-    "Request": "engine",
+    "Request": "outcome",
     "Run": "engine",
     "ServerEngine": "vllm_server",
     "frame": "measurement",
     "measure": "points",
-    "sweep_batches": "points",
-    "sweep_rates": "points",
+    "sweep_batches": "sweeps",
+    "sweep_rates": "sweeps",
 }
 __all__ = [
     "Engine",

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from math import isnan, nan
 from typing import Protocol
 
-from workbench.measure.engine import (
-    OnProgress,
-    Outcome,
-    Request,
-    Run,
-    Step,
-    requests_frame,
-    steps_frame,
-)
+from workbench.measure.client import NOT_SENT
+from workbench.measure.engine import OnProgress, Run, Step, requests_frame, steps_frame
+from workbench.measure.outcome import Outcome, Request
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class Produced:
     """What one step gave one request."""
 
     request_id: int
-    tokens: int
+    token_ids: Sequence[int]
     finished: bool
 
 
@@ -55,53 +50,133 @@ def drive(
     """Add requests when due (closed loop: when a place is free) and step until all are done.
 
     Order of ties: requests that are due at the same time are added in the given order, and before
-    the next step begins.
+    the next step begins. A later turn is due `think_s` after the answer before it; in a closed loop
+    its user waits for it, and has no other conversation meanwhile.
 
     Args:    sent_when_due: in an open loop, requests that fall due within a step count as sent then
                  (a client of its own would have sent them) and not when the step ends.
     """
-    outcomes = [Outcome.of(i, request) for i, request in enumerate(requests)]
-    order = range(len(requests))
-    due = deque(order if concurrency else sorted(order, key=lambda i: requests[i].scheduled_s))
-    live: set[int] = set()
+    queue = _Queue(stepper, requests, concurrency, sent_when_due=sent_when_due)
+    outcomes, live = queue.outcomes, queue.live
     steps: list[Step] = []
-    start_s, previous_end_s, begun_s, done = stepper.now_s(), nan, nan, 0
-    while due or live:
-        now_s = stepper.now_s() - start_s
-        while due and _may_go(requests[due[0]], now_s, len(live), concurrency):
-            outcome = outcomes[due[0]]
-            outcome.sent_s = stepper.now_s() - start_s
-            if concurrency:
-                outcome.scheduled_s = outcome.sent_s
-            elif sent_when_due:
-                outcome.sent_s = outcome.scheduled_s
-            outcome.error = stepper.add(due[0], requests[due[0]])
-            if outcome.error is None:
-                live.add(due[0])
-            due.popleft()
+    previous_end_s, begun_s = nan, nan
+    while queue.left():
+        queue.add_due()
         if not live:
-            if due and not concurrency:
-                stepper.sleep_until(start_s + requests[due[0]].scheduled_s)
+            queue.sleep()
             continue
         # With async scheduling the first call only dispatches: its time belongs to the step to come.
-        begun_s = stepper.now_s() - start_s if isnan(begun_s) else begun_s
+        begun_s = queue.now_s() if isnan(begun_s) else begun_s
         step, produced = stepper.step()
-        end_s = stepper.now_s() - start_s
+        end_s = queue.now_s()
         for part in produced:
-            if part.tokens:
-                outcomes[part.request_id].chunk(end_s, part.tokens)
-            if part.finished:
-                live.discard(part.request_id)
-                done += 1
+            if part.token_ids:
+                outcomes[part.request_id].chunk(end_s, len(part.token_ids))
+            queue.produced(part)
         if step is not None:
             gap_s = begun_s - previous_end_s
             steps.append(replace(step, t_s=end_s, step_s=end_s - begun_s, gap_s=gap_s))
         if step is not None or not live:
             begun_s, previous_end_s = nan, end_s if live else nan
         if on_progress is not None:
+            done = queue.done
             on_progress(f"{done} of {len(requests)} requests answered", done / len(requests))
-    return Run(requests_frame(outcomes), steps_frame(steps))
+    return Run(requests_frame(outcomes), steps_frame(steps), start_s=queue.start_s)
 
 
-def _may_go(request: Request, now_s: float, live: int, concurrency: int | None) -> bool:
-    return live < concurrency if concurrency else request.scheduled_s <= now_s
+class _Queue:
+    """Who is to be sent when: first turns as scheduled or as users are free, later ones as they follow.
+
+    Attributes:
+        live: requests that the engine has.
+        done: how many are over.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        requests: Sequence[Request],
+        concurrency: int | None,
+        *,
+        sent_when_due: bool,
+    ) -> None:
+        self._stepper = stepper
+        self._requests = requests
+        self._concurrency = concurrency
+        self._sent_when_due = sent_when_due and not concurrency
+        self.outcomes = [Outcome.of(i, request) for i, request in enumerate(requests)]
+        self.live: set[int] = set()
+        self.done = 0
+        self.start_s = stepper.now_s()
+        first = [i for i, request in enumerate(requests) if request.after is None]
+        if not concurrency:
+            first.sort(key=lambda i: requests[i].scheduled_s)
+        self._first = deque(first)
+        self._later: list[tuple[float, int]] = []
+        self._followers: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            if request.after is not None:
+                self._followers.setdefault(request.after, []).append(i)
+        self._answers: dict[int, list[int]] = {i: [] for i in self._followers}
+
+    def now_s(self) -> float:
+        return self._stepper.now_s() - self.start_s
+
+    def left(self) -> bool:
+        return bool(self._first or self._later or self.live)
+
+    def add_due(self) -> None:
+        now_s = self.now_s()
+        while self._later and self._later[0][0] <= now_s:
+            due_s, i = heappop(self._later)
+            self.outcomes[i].scheduled_s = due_s
+            self._add(i)
+        while self._first and self._may_go(self._first[0], now_s):
+            i = self._first.popleft()
+            if self._concurrency:
+                self.outcomes[i].scheduled_s = self.now_s()
+            self._add(i)
+
+    def sleep(self) -> None:
+        """Until somebody is due, where nobody is served."""
+        times_s = [due_s for due_s, _ in self._later[:1]]
+        if self._first and not self._concurrency:
+            times_s.append(self._requests[self._first[0]].scheduled_s)
+        if times_s:
+            self._stepper.sleep_until(self.start_s + min(times_s))
+
+    def produced(self, part: Produced) -> None:
+        if part.request_id in self._answers:
+            self._answers[part.request_id] += part.token_ids
+        if part.finished:
+            self.live.discard(part.request_id)
+            self.done += 1
+            for i in self._followers.get(part.request_id, ()):
+                due_s = self.outcomes[part.request_id].end_s + self._requests[i].think_s
+                heappush(self._later, (due_s, i))
+
+    def _may_go(self, i: int, now_s: float) -> bool:
+        if self._concurrency:
+            return len(self.live) + len(self._later) < self._concurrency
+        return self._requests[i].scheduled_s <= now_s
+
+    def _add(self, i: int) -> None:
+        outcome, request = self.outcomes[i], self._requests[i]
+        outcome.sent_s = outcome.scheduled_s if self._sent_when_due else self.now_s()
+        if request.answers:
+            prompt = list(request.prompt_token_ids)
+            for at, answered in request.answers:
+                prompt[at : at + len(self._answers[answered])] = self._answers[answered]
+            request = replace(request, prompt_token_ids=prompt)
+        outcome.error = self._stepper.add(i, request)
+        if outcome.error is None:
+            self.live.add(i)
+        else:
+            self._give_up(i)
+
+    def _give_up(self, i: int) -> None:
+        """Nothing follows a turn that was refused."""
+        self.done += 1
+        for follower in self._followers.get(i, ()):
+            self.outcomes[follower].error = NOT_SENT
+            self._give_up(follower)

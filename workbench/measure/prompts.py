@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import json
 import zlib
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.errors import InputError, ModelError
 from serving.plan import EngineArgs, Variant
-from simulations.traffic import Workload
-from workbench.measure.engine import Request
+from simulations.traffic import Schedule, Workload
+from workbench.measure.outcome import Request
+
+_SEGMENTS_KEPT = 65_536
 
 
 def requests_for(variant: Variant, workload: Workload, engine_args: EngineArgs) -> list[Request]:
@@ -38,19 +46,59 @@ def requests_for(variant: Variant, workload: Workload, engine_args: EngineArgs) 
             f" max_model_len(={engine_args.max_model_len})",
             remedy="Shorten prompt_tokens and output_tokens or raise max_model_len.",
         )
-    vocabulary = ordinary_tokens(variant)
+    vocabulary = ordinary_tokens(variant).astype(np.int32)
     # Two workloads never share prompts, even with one seed and on one engine.
-    rng = np.random.default_rng([workload.seed, zlib.crc32(workload.model_dump_json().encode())])
+    seed = [workload.seed, zlib.crc32(workload.model_dump_json().encode())]
+    if schedule.segments is None:
+        rng = np.random.default_rng(seed)
+        prompts = (vocabulary[rng.integers(0, len(vocabulary), n)] for n in schedule.prompt_tokens)
+    else:
+        text = _Text(vocabulary, seed)
+        prompts = (text.of(segments) for segments in schedule.segments)
     return [
         Request(
-            scheduled_s=float(at_s),
-            prompt_token_ids=vocabulary[rng.integers(0, len(vocabulary), length)].tolist(),
-            output_tokens=int(output),
+            scheduled_s=float(schedule.arrived_at_s[i]),
+            prompt_token_ids=array("i", prompt.tobytes()),
+            output_tokens=int(schedule.output_tokens[i]),
+            **_follows(schedule, i),
         )
-        for at_s, length, output in zip(
-            schedule.arrived_at_s, schedule.prompt_tokens, schedule.output_tokens, strict=True
-        )
+        for i, prompt in enumerate(prompts)
     ]
+
+
+def _follows(schedule: Schedule, i: int) -> dict[str, Any]:
+    """What a later turn of a conversation waits for, and where earlier answers stand in its prompt."""
+    if schedule.after is None or schedule.think_s is None or schedule.after[i] < 0:
+        return {}
+    assert schedule.segments is not None
+    starts = accumulate((tokens for _, tokens in schedule.segments[i]), initial=0)
+    answers = tuple(
+        (at, -1 - segment)
+        for at, (segment, _) in zip(starts, schedule.segments[i], strict=False)
+        if segment < 0
+    )
+    return {
+        "after": int(schedule.after[i]),
+        "think_s": float(schedule.think_s[i]),
+        "answers": answers,
+    }
+
+
+class _Text:
+    """The tokens of each segment: the same id gives the same ones, a shorter piece their beginning."""
+
+    def __init__(self, vocabulary: npt.NDArray[np.int32], seed: Sequence[int]) -> None:
+        self._vocabulary = vocabulary
+        self._seed = list(seed)
+        self._tokens = lru_cache(maxsize=_SEGMENTS_KEPT)(self._drawn)
+
+    def of(self, segments: Sequence[tuple[int, int]]) -> npt.NDArray[np.int32]:
+        return np.concatenate([self._tokens(segment, tokens) for segment, tokens in segments])
+
+    def _drawn(self, segment: int, tokens: int) -> npt.NDArray[np.int32]:
+        # Where an answer will stand (an id below 0) anything will do.
+        rng = np.random.default_rng([*self._seed, abs(segment), int(segment < 0)])
+        return self._vocabulary[rng.integers(0, len(self._vocabulary), tokens)]
 
 
 def ordinary_tokens(variant: Variant) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

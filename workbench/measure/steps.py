@@ -93,17 +93,15 @@ def server_steps(records: Sequence[Record], replica: ReplicaInfo, origin_s: floa
                 kv_tokens=kv_tokens,
                 running=record["running"],
                 waiting=record["waiting"],
+                preempted=record["preempted"],
             )
         )
     return steps_frame(steps)
 
 
-def cache_doubts(records: Sequence[Record]) -> tuple[str, ...]:
-    """Prompts are unique: whatever the prefix cache gave was left there by an earlier run."""
-    hits = sum(record["cached_tokens"] for record in records)
-    if not hits:
-        return ()
-    return (f"{hits} prompt tokens came from the prefix cache of an earlier run: change the seed",)
+def cached_tokens(records: Sequence[Record]) -> int:
+    """Prompt tokens that came from the prefix cache."""
+    return sum(record["cached_tokens"] for record in records)
 
 
 def _busy(record: Record) -> bool:

@@ -6,18 +6,19 @@ import json
 import re
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from serving.errors import EngineError, InputError
-from workbench.measure.client import send
 from workbench.measure.engine import (
     OnProgress,
     ReplicaInfo,
-    Request,
     Run,
     requests_frame,
     steps_frame,
 )
+from workbench.measure.load import send
+from workbench.measure.outcome import Request
 
 
 class AttachedEngine:
@@ -66,16 +67,33 @@ class AttachedEngine:
         concurrency: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Run:
+        with suppress(OSError):  # a server in production has no such address
+            _fetch(f"{self.url}/reset_prefix_cache", b"")
         began = self._metric("process_start_time_seconds")
-        _, outcomes = send(
+        hits = self._number("vllm:prefix_cache_hits_total")
+        load = send(
             self.url, self.model, requests, concurrency=concurrency, on_progress=on_progress
         )
         restarted = self._metric("process_start_time_seconds") != began
+        found = self._number("vllm:prefix_cache_hits_total")
         return Run(
-            requests_frame(outcomes),
+            requests_frame(load.outcomes),
             steps_frame([]),
             doubts=("the engine was restarted during the run",) if restarted else (),
+            start_s=load.start_s,
+            cached_tokens=None if found is None or hits is None else int(found - hits),
+            client=load.report(),
         )
+
+    def ended(self) -> str | None:
+        return None  # whether it comes back is for those to say who run it
+
+    def _number(self, name: str) -> float | None:
+        text = self._metric(name).rpartition(" ")[2]
+        try:
+            return float(text)
+        except ValueError:
+            return None
 
     def _metric(self, name: str) -> str:
         """The first line of a metric; empty where the server has none."""
@@ -90,6 +108,21 @@ class AttachedEngine:
             return str(ask(f"{self.url}/version")["version"])
         except (OSError, ValueError, KeyError):
             return "unknown"
+
+
+def first_model(url: str) -> tuple[str, int | None]:
+    """Name of the first model that a server has, and its longest context where it says so.
+
+    Raises:  EngineError: no OpenAI-compatible server answers there.
+    """
+    try:
+        entry = ask(f"{url.rstrip('/')}/v1/models")["data"][0]
+        return str(entry["id"]), entry.get("max_model_len")
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise EngineError(
+            f"no OpenAI-compatible server at {url!r} ({error})",
+            remedy="Check the address and that the server is ready.",
+        ) from error
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:

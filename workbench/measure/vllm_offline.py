@@ -14,11 +14,13 @@ from typing import Any, Self
 
 from serving.errors import EngineError
 from serving.plan import EngineArgs, Variant
+from workbench.measure.coldstart import ColdStartParts, captured_start_log, parse_start_log
 from workbench.measure.drive import Produced, drive
-from workbench.measure.engine import OnProgress, ReplicaInfo, Request, Run, Step
+from workbench.measure.engine import OnProgress, ReplicaInfo, Run, Step
 from workbench.measure.environment import engine_threads, gpu_names
-from workbench.measure.failure import explain
-from workbench.measure.steps import CacheLedger, cache_doubts
+from workbench.measure.failure import explain, telling_line
+from workbench.measure.outcome import Request
+from workbench.measure.steps import CacheLedger, cached_tokens
 
 _ENVIRONMENT = {
     # Engine and caller share one process, so that each step is timed where it happens.
@@ -68,11 +70,15 @@ class OfflineEngine:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._keep_settings()
-        began_s = time.monotonic()
+        began_s, began_at = time.monotonic(), time.time()
         try:
-            self._engine = self._load()
+            with captured_start_log() as said:
+                self._engine = self._load()
+            ready_at = time.time()
             self._answer_once()
-            self._replica = self._describe(time.monotonic() - began_s)
+            start_s = time.monotonic() - began_s
+            parts = parse_start_log("\n".join(said), began_at, ready_at, time.time())
+            self._replica = self._describe(start_s, parts)
         except Exception as error:
             self.__exit__()
             raise explain(f"{type(error).__name__}: {error}", self.variant) from error
@@ -122,10 +128,11 @@ class OfflineEngine:
         while refused is None and self._engine.has_unfinished_requests():
             self._engine.step()
 
-    def _describe(self, start_s: float) -> ReplicaInfo:
+    def _describe(self, start_s: float, parts: ColdStartParts) -> ReplicaInfo:
         from workbench.measure.steplog import describe
 
-        return ReplicaInfo(**describe(self._engine.vllm_config), start_s=start_s)
+        described = describe(self._engine.vllm_config)
+        return ReplicaInfo(**described, start_s=start_s, cold_start=parts)
 
     def __exit__(self, *exc: object) -> None:
         self._replica = None
@@ -148,8 +155,19 @@ class OfflineEngine:
         self._ledger = CacheLedger(self.replica.kv_capacity_tokens)
         self._seen: list[dict[str, Any]] = []
         self._records.clear()
-        run = drive(self, requests, concurrency=concurrency, on_progress=on_progress)
-        return replace(run, doubts=cache_doubts(self._seen))
+        if self.engine_args.enable_prefix_caching:
+            self._engine.reset_prefix_cache()
+        try:
+            run = drive(self, requests, concurrency=concurrency, on_progress=on_progress)
+        except RuntimeError as error:  # out of memory, or a kernel that failed
+            raise EngineError(
+                f"vLLM died: {type(error).__name__}: {telling_line(str(error))}",
+                remedy="Lower max_num_seqs, max_model_len or the memory of the KV cache.",
+            ) from error
+        return replace(run, cached_tokens=cached_tokens(self._seen))
+
+    def ended(self) -> str | None:
+        return None  # what ends it ends this process
 
     # -- Stepper ---------------------------------------------------------------------------------
 
@@ -186,7 +204,7 @@ class OfflineEngine:
         produced = [
             Produced(
                 int(output.request_id),
-                sum(len(completion.token_ids) for completion in output.outputs),
+                [token for completion in output.outputs for token in completion.token_ids],
                 output.finished,
             )
             for output in outputs
@@ -207,4 +225,5 @@ class OfflineEngine:
             kv_tokens=self._ledger.tokens(record),
             running=record["running"],
             waiting=record["waiting"],
+            preempted=record["preempted"],
         )

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 from serving.errors import EngineError, InputError
 from serving.plan import EngineArgs, Variant
-from workbench.measure.client import send
-from workbench.measure.engine import OnProgress, ReplicaInfo, Request, Run, requests_frame
+from workbench.measure.coldstart import CONFIG_VARIABLE, parse_start_log, write_logging_config
+from workbench.measure.engine import OnProgress, ReplicaInfo, Run, requests_frame
 from workbench.measure.environment import engine_threads, gpu_names
-from workbench.measure.failure import explain, tail
+from workbench.measure.failure import explain, tail, telling_line
+from workbench.measure.load import send
+from workbench.measure.outcome import Request
 from workbench.measure.process import ChildGroup, free_port, port_in_use
-from workbench.measure.steps import StepLog, cache_doubts, server_steps
+from workbench.measure.steps import StepLog, cached_tokens, server_steps
 from workbench.measure.vllm_attached import AttachedEngine, ask
 
 _PLUGIN = "workbench_steps"
@@ -78,11 +80,11 @@ class ServerEngine:
         self.url = f"http://127.0.0.1:{port}"
         self._step_path.parent.mkdir(parents=True, exist_ok=True)
         self._step_path.unlink(missing_ok=True)
-        began_s = time.monotonic()
+        began_s, spawned_at = time.monotonic(), time.time()
         self._child = ChildGroup(self._command(port), self._environment(), self.log)
         try:
             self._await_answer(began_s)
-            start_s = time.monotonic() - began_s
+            start_s, answered_at = time.monotonic() - began_s, time.time()
             self._steps = StepLog(self._step_path)
             head = next((r for r in self._read_steps(1) if "kv_blocks" in r), None)
             if head is None:
@@ -91,7 +93,9 @@ class ServerEngine:
                     remedy="Install this package in vLLM's environment"
                     " (its entry points must be known there).",
                 )
-            self._replica = ReplicaInfo(**head, start_s=start_s)
+            said = self.log.read_text(errors="replace")
+            parts = parse_start_log(said, spawned_at, None, answered_at)
+            self._replica = ReplicaInfo(**head, start_s=start_s, cold_start=parts)
         except BaseException:
             self.__exit__()
             raise
@@ -111,24 +115,28 @@ class ServerEngine:
         on_progress: OnProgress | None = None,
     ) -> Run:
         replica = self.replica
+        if self.engine_args.enable_prefix_caching:
+            ask(f"{self.url}/reset_prefix_cache", {})
         self._steps.read()
-        start_s, outcomes = send(
-            self.url,
-            self.variant.name,
-            requests,
-            concurrency=concurrency,
-            on_progress=on_progress,
+        load = send(
+            self.url, self.variant.name, requests, concurrency=concurrency, on_progress=on_progress
         )
-        records = self._read_steps(sum(outcome.error is None for outcome in outcomes))
-        ended = self._child.ended() if self._child else "stopped"
+        records = self._read_steps(sum(outcome.error is None for outcome in load.outcomes))
+        ended = self.ended()
         return Run(
-            requests_frame(outcomes),
-            server_steps(records, replica, start_s),
-            doubts=(
-                *cache_doubts(records),
-                *([f"the server died ({ended}), its log: {self.log}"] if ended else []),
-            ),
+            requests_frame(load.outcomes),
+            server_steps(records, replica, load.start_s),
+            doubts=(ended,) if ended else (),
+            start_s=load.start_s,
+            cached_tokens=cached_tokens(records),
+            client=load.report(),
         )
+
+    def ended(self) -> str | None:
+        ended = self._child.ended() if self._child else "it was stopped"
+        if ended is None:
+            return None
+        return f"the server died ({ended}): {telling_line(tail(self.log))[:300]}"
 
     def _command(self, port: int) -> list[str]:
         return [
@@ -147,8 +155,9 @@ class ServerEngine:
             **os.environ,
             "WORKBENCH_STEP_LOG": str(self._step_path.resolve()),
             "VLLM_NO_USAGE_STATS": "1",
-            # At INFO vLLM prints every step, at a cost that would be measured.
-            "VLLM_LOGGING_LEVEL": "WARNING",
+            # Has the one address by which a run begins with an empty prefix cache.
+            "VLLM_SERVER_DEV_MODE": "1",
+            CONFIG_VARIABLE: str(write_logging_config(self.log.parent / "logging.json").resolve()),
         }
         if Path(self.variant.model).exists():
             environment["HF_HUB_OFFLINE"] = "1"

@@ -7,21 +7,28 @@ curve, with that axis as the metric's step. A slash in a metric's name makes a s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from serving.plan import Plan, Variant
-from serving.values import Estimate
 from simulations.latency import LatencyModel
-from simulations.traffic import Workload
+from simulations.traffic import Fixed, LogNormal, Workload
 from workbench.report import theme
+from workbench.track.origin import on_which
+from workbench.track.record import (
+    AUTOSCALERS,
+    VARIANTS,
+    Record,
+    cut,
+    flat,
+    numbers,
+    without_intervals,
+)
+from workbench.track.system import samples, span_ms
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
@@ -29,43 +36,12 @@ if TYPE_CHECKING:
     from workbench.verify import Verification
 
 
-TRAIL = "workbench"
-"""The experiment of pipeline runs and, under each, its stage results."""
-VARIANTS = "workbench-variants"
-"""Flat runs to compare: one per variant and kind of load, curves over batch size or rate."""
-AUTOSCALERS = "workbench-autoscalers"
-"""Flat runs to compare: the baselines and the winner."""
-
-
-_INTERVAL = "interval/"
 _COLOUR = "mlflow.runColor"
 _COMPARED = (
     "output_tokens_per_s",
     *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
 )
 """What is worth a chart where variants are compared."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one run will hold. `curves` are (metric, step, value); texts become artifacts."""
-
-    stage: str
-    name: str
-    params: Mapping[str, str]
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    curves: Sequence[tuple[str, int, float]] = ()
-    texts: Mapping[str, str] = field(default_factory=dict)
-    experiment: str = TRAIL
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    """Artifact folder -> what is copied into it. Not part of the identity."""
-
-    def key(self) -> str:
-        """A digest of the content: two records with the same key say the same."""
-        identity = [self.experiment, self.stage, self.name, self.params, self.metrics, self.tags]
-        content = json.dumps([*identity, self.curves, self.texts], sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def of_pipeline(name: str, settings: Mapping[str, Any]) -> Record:
@@ -113,6 +89,9 @@ def of_measurement(measurement: Measurement, folder: Path | None) -> Record:
             "valid": "no: " + "; ".join(measurement.invalid) if measurement.invalid else "yes",
         },
         folders={"measurement": folder} if folder else {},
+        origin=on_which(environment),
+        span_ms=span_ms(measurement),
+        system=samples(measurement),
     )
 
 
@@ -136,7 +115,7 @@ def of_sweeps(measurements: Sequence[Measurement]) -> Iterator[Record]:
             "sweep",
             f"{name} {mode}",
             params={"variant": name, "mode": mode, "method": variant.method, "step": load},
-            metrics=_values(_worth(variant)),
+            metrics=without_intervals(_worth(variant)),
             tags={_COLOUR: looks[name].colour},
             experiment=VARIANTS,
             curves=[
@@ -158,7 +137,7 @@ def of_latency_model(model: LatencyModel) -> Record:
             **{name: value for name, value in values.items() if name.endswith("_s")},
             "n_steps": model.n_steps,
             "cold_start_s": model.cold_start.total_s,
-            **_numbers(model.heldout_error, "heldout_error."),
+            **numbers(model.heldout_error, "heldout_error."),
         },
         tags={"source": model.source, "cold_start_source": model.cold_start.source},
         texts={"latency_model.json": model.model_dump_json(indent=2)},
@@ -168,7 +147,7 @@ def of_latency_model(model: LatencyModel) -> Record:
 def of_tuning(tuning: Tuning) -> Iterator[Record]:
     """Baselines and winner to compare, under the same metric names; last the search itself."""
     result = tuning.winner_result
-    won = {**_numbers(result.metrics), "keeps_slo": float(result.keeps_slo)}
+    won = {**numbers(result.metrics), "keeps_slo": float(result.keeps_slo)}
     params = {"candidate": "winner", **_plan(tuning.winner)}
     looks = theme.looks(tuning.baselines["name"])
     for row in tuning.baselines.to_dict("records"):
@@ -177,7 +156,7 @@ def of_tuning(tuning: Tuning) -> Iterator[Record]:
             "candidate",
             name,
             params={"candidate": name, "variant": str(row["variant"])},
-            metrics=_numbers({str(column): value for column, value in row.items()}),
+            metrics=numbers({str(column): value for column, value in row.items()}),
             tags={_COLOUR: looks[name].colour},
             experiment=AUTOSCALERS,
         )
@@ -198,7 +177,7 @@ def of_tuning(tuning: Tuning) -> Iterator[Record]:
         curves=[
             (f"trial.{name}", int(trial["number"]), value)
             for trial in tuning.trials.to_dict("records")
-            for name, value in _numbers({str(key): value for key, value in trial.items()}).items()
+            for name, value in numbers({str(key): value for key, value in trial.items()}).items()
             if name in {"gpu_hours", "ttft_p99_s", "keeps_slo"}
         ],
         texts={
@@ -245,7 +224,7 @@ def of_verification(verification: Verification) -> Record:
 
 def _worth(variant: Variant) -> dict[str, float]:
     quality = dict(variant.quality) if variant.quality else {}
-    return {"size_mib": variant.size_mib, **_numbers(quality)}
+    return {"size_mib": variant.size_mib, **numbers(quality)}
 
 
 def _load(measurement: Measurement) -> tuple[str, float]:
@@ -255,47 +234,23 @@ def _load(measurement: Measurement) -> tuple[str, float]:
     return "rate_rps", measurement.rate_rps or 0.0
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names, each value as text."""
-    texts: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            texts |= flat(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            texts[f"{prefix}{name}"] = text if len(text) <= 500 else text[:497] + "..."
-    return texts
-
-
 def _plan(plan: Plan) -> dict[str, str]:
     keep = plan.model_dump(mode="json", exclude={"variant", "schema_version"}, exclude_none=True)
     return {"variant": plan.variant.name, **flat(keep)}
 
 
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """What is a number; an estimate also as its interval, in a section of charts of its own."""
-    numbers: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Estimate):
-            numbers[prefix + name] = value.value
-            numbers[f"{_INTERVAL}{prefix}{name}_low"] = value.low
-            numbers[f"{_INTERVAL}{prefix}{name}_high"] = value.high
-        elif isinstance(value, int | float | np.integer | np.floating | np.bool_):
-            numbers[prefix + name] = float(value)
-    return numbers
-
-
-def _values(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Without the intervals, which MLflow would draw as charts of their own and show first."""
-    return {name: value for name, value in numbers.items() if not name.startswith(_INTERVAL)}
-
-
 def _lengths(workload: Workload) -> dict[str, str]:
     pair = {"prompt_tokens": workload.prompt_tokens, "output_tokens": workload.output_tokens}
-    return {
-        name: str(law.tokens)
-        if law.kind == "fixed"
-        else f"{law.kind}, median {law.median_tokens:g}, mean {law.mean_tokens:g},"
-        f" {law.min_tokens} to {law.max_tokens}"
-        for name, law in pair.items()
-    }
+    return {name: _law(law) for name, law in pair.items()}
+
+
+def _law(law: Any) -> str:
+    """A law of lengths in words; one that has none of its own as its fields."""
+    if isinstance(law, Fixed):
+        return str(law.tokens)
+    if isinstance(law, LogNormal):
+        return (
+            f"{law.kind}, median {law.median_tokens:g}, mean {law.mean_tokens:g},"
+            f" {law.min_tokens} to {law.max_tokens}"
+        )
+    return cut(str(law))

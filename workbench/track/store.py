@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from serving.plan import Plan, Variant
 from serving.values import Value
-from simulations.latency import LatencyModel
-from workbench.track import records
-from workbench.track.records import Record
+from workbench.track import records, studies
+from workbench.track.origin import here
+from workbench.track.pipeline_run import PipelineRun
+from workbench.track.reach import chosen_uri, connect, is_database
+from workbench.track.record import AUTOSCALERS, FLAT, TRAIL, VARIANTS, Record
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
     from workbench.measure import Measurement
-    from workbench.tune import Tuning
-    from workbench.verify import Verification
+    from workbench.measure.study import StudyResult
 
 _KEY = "workbench.key"
 _PARENT = "workbench.parent"
@@ -33,44 +30,81 @@ _NESTED_UNDER = "mlflow.parentRunId"
 _INTERNAL = ("mlflow.", _KEY, _PARENT)
 # Weights stay where they are: an artifact store is no place for a second copy of an 8B model.
 _LARGEST_ARTIFACT_BYTES = 64 * 2**20
-# MLflow takes at most 1,000 items in one request.
+# MLflow takes at most 1,000 items in one request, of them 100 parameters.
 _BATCH = 500
+_PARAMS = 100
 
 
 class Tracker:
     """The MLflow store of one work directory.
 
     Args:    workdir: holds mlflow.db and mlartifacts/; made where it is missing.
-             uri: a tracking server to use instead, for example `http://mlflow.example:5000`.
+             uri: another store, for example `http://mlflow.example:5000`; None is that of
+             MLFLOW_TRACKING_URI, or else the work directory's own.
+             on_run: called with the name of each run before it is looked for.
     """
 
-    def __init__(self, workdir: Path, uri: str | None = None) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        uri: str | None = None,
+        on_run: Callable[[str], None] | None = None,
+    ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         home = workdir.resolve()
-        self.ui_uri = uri or f"sqlite:///{workdir / 'mlflow.db'}"
-        self._client = _client(uri or f"sqlite:///{home / 'mlflow.db'}")
-        self._artifacts = None if uri else (home / "mlartifacts").as_uri()
-        self.experiment_ids = {
-            name: self._experiment(name)
-            for name in (records.TRAIL, records.VARIANTS, records.AUTOSCALERS)
-        }
+        self.ui_uri = chosen_uri(workdir, uri)
+        self.added = 0
+        """How many runs were made."""
+        self.known = 0
+        """How many were there already."""
+        self._on_run = on_run
+        here_uri = chosen_uri(home, uri)
+        self._client = connect(here_uri)
+        self._artifacts = (home / "mlartifacts").as_uri() if is_database(here_uri) else None
+        self.experiment_ids: dict[str, str] = {}
+        for name in (TRAIL, VARIANTS, AUTOSCALERS):
+            self._experiment(name)
 
     @contextmanager
     def pipeline_run(
-        self, name: str, settings: Mapping[str, Any] | Value | None = None
+        self,
+        name: str,
+        settings: Mapping[str, Any] | Value | None = None,
+        *,
+        anywhere: bool = False,
     ) -> Iterator[PipelineRun]:
         """The parent run; the same name and settings go on with the run that is there.
 
         It ends as FINISHED, or as FAILED where an exception passes through.
+
+        Args:    anywhere: what another parent holds is there as well, and is not logged again.
         """
         values = settings.model_dump(mode="json") if isinstance(settings, Value) else settings
-        run_id = self._open(records.of_pipeline(name, values or {}))
-        status = "FAILED"
-        try:
-            yield PipelineRun(self, run_id)
-            status = "FINISHED"
-        finally:
-            self._client.set_terminated(run_id, status=status)
+        with self._parent_run(records.of_pipeline(name, values or {})) as run_id:
+            yield PipelineRun(self, run_id, anywhere=anywhere)
+
+    def study(self, result: StudyResult, folder: Path, figure: Path | None = None) -> str:
+        """A study in an experiment of its own: a parent run, and below it a run per point.
+
+        A point that failed is a FAILED run with the cause as a tag.
+
+        Args:    folder: holds a folder per point; its files become artifacts.
+                 figure: becomes an artifact of the parent.
+        Returns: the parent's run id.
+        """
+        parent = studies.of_study(result)
+        with self._parent_run(parent) as run_id:
+            for record in studies.of_points(result, folder):
+                self.log(record, run_id)
+            counts = {"points": len(result.measurements), "failures": len(result.failures)}
+            self.add(run_id, counts)
+            if figure is not None:
+                self.attach(run_id, figure)
+        return run_id
+
+    def load(self, measurement: Measurement, folder: Path | None = None) -> str:
+        """A single load, with what `Measurement.write` wrote to `folder`; returns the run id."""
+        return self.log(studies.of_load(measurement, folder))
 
     def runs(self, stage: str | None = None) -> pd.DataFrame:
         """One row per finished run: run_id, parent_run_id, name, stage, parameters, metrics, tags.
@@ -100,29 +134,37 @@ class Tracker:
         """
         view = "runs?workflowType=machine_learning&compareRunsMode=CHART"
         return {
-            name: f"{server}/#/experiments/{experiment_id}/{view}"
-            for name, experiment_id in self.experiment_ids.items()
-            if name != records.TRAIL
+            name: f"{server}/#/experiments/{self.experiment_ids[name]}/{view}"
+            for name in (VARIANTS, AUTOSCALERS)
         }
 
-    def log(self, record: Record, parent: str) -> str:
+    def log(self, record: Record, parent: str | None = None, *, anywhere: bool = False) -> str:
         """Log a record under a parent, once, and return its run id.
 
         What a killed process left unfinished is dropped and logged again.
+
+        Args:    anywhere: a run of the same content under another parent counts as well.
         """
-        known = self._find(record, parent)
-        if known and known.info.status == "FINISHED":
+        if self._on_run is not None:
+            self._on_run(record.name)
+        known = self._find(record, None if anywhere else parent)
+        if known and known.info.status == record.status:
+            self.known += 1
             return str(known.info.run_id)
         if known:
             self._client.delete_run(known.info.run_id)
-        nested = {_NESTED_UNDER: parent} if record.experiment == records.TRAIL else {}
-        run_id = self._create(record, {_PARENT: parent, **nested})
+        under = {_PARENT: parent} if parent else {}
+        if parent and record.experiment not in FLAT:
+            under[_NESTED_UNDER] = parent
+        run_id = self._create(record, under)
+        self._describe(run_id, record)
         self.add(run_id, record.metrics, record.curves)
-        for path, text in record.texts.items():
-            self._client.log_text(run_id, text, path)
+        self._add_system(run_id, record)
         for artifact, folder in record.folders.items():
             self._copy(run_id, folder, artifact)
-        self._client.set_terminated(run_id)
+        end_ms = record.span_ms[1] if record.span_ms else None
+        self._client.set_terminated(run_id, status=record.status, end_time=end_ms)
+        self.added += 1
         return run_id
 
     def add(
@@ -135,37 +177,87 @@ class Tracker:
         from mlflow.entities import Metric
 
         points = [(name, 0, value) for name, value in metrics.items()] + list(curves)
-        entries = [Metric(name, float(v), 0, step) for name, step, v in points if math.isfinite(v)]
-        for at in range(0, len(entries), _BATCH):
-            self._client.log_batch(run_id, entries[at : at + _BATCH])
+        self._send(run_id, [Metric(name, float(value), 0, step) for name, step, value in points])
 
     def attach(self, run_id: str, path: Path) -> None:
         """Add a file to a run's artifacts."""
         self._client.log_artifact(run_id, str(path))
 
+    def _add_system(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Metric
+
+        steps: dict[str, int] = {}
+        entries = []
+        for name, time_ms, value in record.system:
+            steps[name] = steps.get(name, -1) + 1
+            entries.append(Metric(name, value, time_ms, steps[name]))
+        self._send(run_id, entries)
+
+    def _send(self, run_id: str, entries: Sequence[Metric]) -> None:
+        known = [entry for entry in entries if math.isfinite(entry.value)]
+        for at in range(0, len(known), _BATCH):
+            self._client.log_batch(run_id, known[at : at + _BATCH])
+
     def _experiment(self, name: str) -> str:
-        known = self._client.get_experiment_by_name(name)
-        if known:
-            return str(known.experiment_id)
-        return str(self._client.create_experiment(name, self._artifacts))
+        if name not in self.experiment_ids:
+            known = self._client.get_experiment_by_name(name)
+            if known is None:
+                made = self._client.create_experiment(name, self._artifacts)
+            else:
+                made = known.experiment_id
+                if known.lifecycle_stage == "deleted":
+                    # Its name stays taken, so that there is no other way to log.
+                    self._client.restore_experiment(made)
+            self.experiment_ids[name] = str(made)
+        return self.experiment_ids[name]
+
+    @contextmanager
+    def _parent_run(self, record: Record) -> Iterator[str]:
+        from mlflow.exceptions import MlflowException
+
+        run_id = self._open(record)
+        try:
+            yield run_id
+        except MlflowException:
+            # The store failed: telling it so would wait for it once more.
+            raise
+        except BaseException:
+            self._client.set_terminated(run_id, status="FAILED")
+            raise
+        self._client.set_terminated(run_id, status="FINISHED")
 
     def _open(self, record: Record) -> str:
         known = self._find(record)
         if known is None:
-            return self._create(record, {})
-        self._client.update_run(known.info.run_id, status="RUNNING")
-        return str(known.info.run_id)
+            self.added += 1
+            run_id = self._create(record, {})
+        else:
+            self.known += 1
+            run_id = str(known.info.run_id)
+            self._client.update_run(run_id, status="RUNNING")
+        # Also where it is known: a process may have died in between.
+        self._describe(run_id, record)
+        return run_id
 
     def _create(self, record: Record, tags: Mapping[str, str]) -> str:
+        every = {**here(), **record.origin, **record.tags, **tags}
+        every |= {_KEY: record.key(), "stage": record.stage, "mlflow.source.name": "workbench"}
+        run = self._client.create_run(
+            self._experiment(record.experiment),
+            start_time=record.span_ms[0] if record.span_ms else None,
+            tags=every,
+            run_name=record.name,
+        )
+        return str(run.info.run_id)
+
+    def _describe(self, run_id: str, record: Record) -> None:
         from mlflow.entities import Param
 
-        every = {**record.tags, **tags, _KEY: record.key(), "stage": record.stage}
-        every["mlflow.source.name"] = "workbench"
-        experiment_id = self.experiment_ids[record.experiment]
-        run = self._client.create_run(experiment_id, tags=every, run_name=record.name)
         params = [Param(name, text) for name, text in record.params.items()]
-        self._client.log_batch(run.info.run_id, params=params)
-        return str(run.info.run_id)
+        for at in range(0, len(params), _PARAMS):
+            self._client.log_batch(run_id, params=params[at : at + _PARAMS])
+        for path, text in record.texts.items():
+            self._client.log_text(run_id, text, path)
 
     def _copy(self, run_id: str, folder: Path, artifact: str) -> None:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -178,8 +270,11 @@ class Tracker:
             self._client.log_artifact(run_id, str(path), inside)
 
     def _find(self, record: Record, parent: str | None = None) -> Run | None:
+        """The run of this content; of several, one that is whole."""
+        self._experiment(record.experiment)
         under = f" AND tags.`{_PARENT}` = '{parent}'" if parent else ""
         found = self._search(f"tags.`{_KEY}` = '{record.key()}'{under}")
+        found.sort(key=lambda run: run.info.status != record.status)
         return found[0] if found else None
 
     def _search(self, condition: str) -> list[Run]:
@@ -193,70 +288,3 @@ class Tracker:
             token = page.token
             if not token:
                 return found
-
-
-class PipelineRun:
-    """An open parent run: each method logs one result as a child and returns its run id."""
-
-    def __init__(self, tracker: Tracker, run_id: str) -> None:
-        self.run_id = run_id
-        self._tracker = tracker
-
-    def variant(self, variant: Variant) -> str:
-        """Size and quality of a variant."""
-        return self._log(records.of_variant(variant))
-
-    def measurement(self, measurement: Measurement, folder: Path | None = None) -> str:
-        """One measurement, with what `Measurement.write` wrote to `folder`."""
-        return self._log(records.of_measurement(measurement, folder))
-
-    def sweeps(self, measurements: Sequence[Measurement]) -> list[str]:
-        """One run per variant and mode, to compare: curves over batch size or rate."""
-        return [self._log(record) for record in records.of_sweeps(measurements)]
-
-    def fit(self, model: LatencyModel) -> str:
-        """Coefficients and held-out errors of a latency model."""
-        return self._log(records.of_latency_model(model))
-
-    def tune(self, tuning: Tuning) -> str:
-        """Baselines and winner, to compare, and the search, whose run id is returned."""
-        return [self._log(record) for record in records.of_tuning(tuning)][-1]
-
-    def export(self, bundle: Path, plan: Plan) -> str:
-        """The exported bundle; files above 64 MiB are listed, not copied."""
-        return self._log(records.of_bundle(bundle, plan))
-
-    def verify(self, verification: Verification) -> str:
-        """Predicted against measured."""
-        return self._log(records.of_verification(verification))
-
-    def artifact(self, path: Path) -> None:
-        """Attach a file to the parent run, for example the report."""
-        self._tracker.attach(self.run_id, path)
-
-    def metrics(self, metrics: Mapping[str, float]) -> None:
-        """Headline numbers of the whole run, to compare pipeline runs by."""
-        self._tracker.add(self.run_id, metrics)
-
-    def _log(self, record: Record) -> str:
-        return self._tracker.log(record, self.run_id)
-
-
-def _client(uri: str) -> MlflowClient:
-    """A client whose database exists.
-
-    Making it runs some forty migrations, each of which would be a line on the terminal.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    levels = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
-    try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
-        return client
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

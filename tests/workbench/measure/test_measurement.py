@@ -124,8 +124,8 @@ def test_half_a_measurement_is_none(measured: Measurement, tmp_path: Path) -> No
 
 def test_another_schema_is_refused(measured: Measurement, tmp_path: Path) -> None:
     head = measured.write(tmp_path / "point") / "measurement.json"
-    head.write_text(json.dumps(json.loads(head.read_text()) | {"schema_version": 2}))
-    with pytest.raises(InputError, match=r"schema_version\(=2\)"):
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"schema_version": 3}))
+    with pytest.raises(InputError, match=r"schema_version\(=3\)"):
         Measurement.read(head.parent)
 
 

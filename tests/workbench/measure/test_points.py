@@ -12,8 +12,8 @@ from serving.errors import InputError, ModelError
 from serving.plan import EngineArgs, Variant
 from simulations.traffic import Fixed, Poisson, Workload
 from workbench.measure import FakeEngine, Measurement, Request, Run, measure
-from workbench.measure.points import sweep_batches, sweep_rates
 from workbench.measure.prompts import ordinary_tokens, requests_for
+from workbench.measure.sweeps import sweep_batches, sweep_rates
 
 from .support import ENGINE, toy_variant
 

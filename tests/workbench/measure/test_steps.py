@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.measure.engine import ReplicaInfo
-from workbench.measure.steps import CacheLedger, Record, cache_doubts, server_steps
+from workbench.measure.steps import CacheLedger, Record, cached_tokens, server_steps
 
 REPLICA = ReplicaInfo(engine_version="x", kv_blocks=64, block_size_tokens=16, start_s=1.0)
 ORIGIN_S = 1000.0
@@ -162,12 +162,10 @@ def test_after_a_preemption_the_usage_is_believed_until_the_engine_idles() -> No
     assert ledger.tokens(record(prefill_tokens=7, running=1, kv_usage=0.01)) == 7
 
 
-def test_tokens_from_the_prefix_cache_count_and_cast_doubt() -> None:
+def test_tokens_from_the_prefix_cache_are_in_the_cache_and_counted() -> None:
     hit = record(prefill_tokens=4, cached_tokens=16, running=1)
     assert CacheLedger(1000).tokens(hit) == 20
-    [doubt] = cache_doubts([hit])
-    assert "16 prompt tokens" in doubt
-    assert not cache_doubts([record()])
+    assert cached_tokens([hit, record(), hit]) == 32
 
 
 def test_no_step_is_a_typed_table() -> None:

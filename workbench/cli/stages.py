@@ -1,110 +1,40 @@
-"""The `workbench` command: the composition root, the one module that knows every other.
-
-Nothing heavy is imported before a command runs, so that `workbench --help` answers at once.
-"""
+"""The stages of the pipeline as commands, each on one data directory."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from serving.errors import InputError, WorkbenchError
-from serving.values import one_line
+from serving.errors import InputError
+from workbench.cli.common import (
+    DEFAULT_WORKDIR,
+    AsJson,
+    Debug,
+    E2e,
+    Model,
+    Numbers,
+    PeakRps,
+    Seed,
+    Tpot,
+    Ttft,
+    Workdir,
+    display,
+    guarded,
+    leave,
+    numbers,
+    show,
+)
+from workbench.cli.runs import tell_untracked
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.pipeline import Pipeline
-    from workbench.progress import OnProgress
     from workbench.settings import Settings
 
-P = ParamSpec("P")
-
-app = typer.Typer(
-    name="workbench",
-    help="Measure, simulate, tune and export LLM serving: from a model to a verified plan.",
-    epilog="Start with: workbench demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer()
 model_app = typer.Typer(help="The small chat model that the demo uses.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-
-Workdir = Annotated[
-    Path, typer.Option(help="Data directory: everything that a run writes lands here.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Model = Annotated[
-    str | None, typer.Option(help="Local folder or hub id.", show_default="the shipped demo model")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="0")]
-Ttft = Annotated[
-    float | None, typer.Option("--ttft-p99", help="SLO: p99 TTFT in seconds.", show_default="0.5")
-]
-Tpot = Annotated[float | None, typer.Option("--tpot-p99", help="SLO: p99 TPOT in seconds.")]
-E2e = Annotated[float | None, typer.Option("--e2e-p99", help="SLO: p99 E2E latency in seconds.")]
-PeakRps = Annotated[
-    float | None,
-    typer.Option(help="Requests a second in the busiest hour.", show_default="5 replicas' worth"),
-]
-Numbers = Annotated[str | None, typer.Option(help="Comma-separated.")]
-DEFAULT_WORKDIR = Path("runs")
-
-
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what a user can mend into one line and exit code 2, and Ctrl-C into a kept state."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("\nInterrupted. Finished work is kept; the same command goes on.", err=True)
-            # Libraries leave threads that would block an ordinary exit.
-            _leave(130)
-        except (WorkbenchError, ValidationError) as error:
-            if kwargs.get("debug"):
-                raise
-            text = one_line(error) if isinstance(error, ValidationError) else str(error)
-            typer.echo(f"workbench: {' '.join(text.split())}", err=True)
-            _leave(2)
-        except Exception as error:
-            if kwargs.get("debug"):
-                raise
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            typer.echo(f"workbench: unexpected {text} (--debug shows where)", err=True)
-            _leave(1)
-
-    return run
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"{option}(={text!r}) is not a list of numbers", remedy="Write for example 1,2,4."
-        ) from None
 
 
 def _settings(workdir: Path | None, **chosen: Any) -> Settings:
@@ -139,6 +69,7 @@ def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) 
     """Run stages with a display, then show what the last one found."""
     pipeline = _open(workdir, settings)
     pipeline.run(names or list(pipeline.stages), to_stderr=as_json)
+    tell_untracked(workdir)
     _show(pipeline, names[-1] if names else "report", as_json=as_json)
 
 
@@ -160,7 +91,7 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
             f"{path} serves variant(={plan.variant.name!r}), which was not fitted",
             remedy=f"Fitted are {sorted(models)}; measure and fit it first.",
         )
-    with _display(pipeline, f"Simulate {plan.name}", as_json=as_json) as on_progress:
+    with display(pipeline.workdir, f"Simulate {plan.name}", as_json=as_json) as on_progress:
         result = simulate_day(
             plan,
             settings.day(results.peak_rps()),
@@ -168,7 +99,7 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
             seeds=settings.tune_seeds,
             on_progress=on_progress,
         )
-    _print(day_table(result, plan), as_json=as_json)
+    show(day_table(result, plan), as_json=as_json)
 
 
 def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
@@ -176,53 +107,31 @@ def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
     pipeline = _open(workdir, _settings(None))
     from workbench.verify import verify as verify_bundle
 
-    with _display(pipeline, f"Verify {bundle}", as_json=as_json) as on_progress:
+    with display(pipeline.workdir, f"Verify {bundle}", as_json=as_json) as on_progress:
         found = verify_bundle(bundle, folder=workdir / "verify-bundle", on_progress=on_progress)
-    _print(found.rows, as_json=as_json)
+    show(found.rows, as_json=as_json)
     if not found.holds:
-        _leave(1)
-
-
-@contextmanager
-def _display(pipeline: Pipeline, title: str, *, as_json: bool) -> Iterator[OnProgress]:
-    from workbench.progress import Stages, quiet
-
-    log = pipeline.workdir / "logs" / "libraries.log"
-    with (
-        quiet(log, to_stderr=as_json) as terminal,
-        Stages([title], terminal) as display,
-        display.stage(title) as on_progress,
-    ):
-        yield on_progress
+        leave(1)
 
 
 def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
     from workbench.progress import print_table
     from workbench.results import Results
     from workbench.tables import table
+    from workbench.track import chosen_uri
 
-    _print(table(pipeline, name), as_json=as_json)
+    show(table(pipeline, name), as_json=as_json)
     if name == "verify":
         verification = Results(pipeline).verification()
         if verification is None or not verification.holds:
-            _leave(1)
+            leave(1)
     if name == "report" and not as_json:
         print_table(table(pipeline, "verify"))
         runs = pipeline.workdir
         typer.echo(f"report   {runs / 'report.html'}")
         typer.echo(f"bundle   {runs / 'export' / 'bundle'}")
-        typer.echo(f"compare  mlflow ui --backend-store-uri sqlite:///{runs / 'mlflow.db'}")
+        typer.echo(f"compare  mlflow ui --backend-store-uri {chosen_uri(runs)}")
         typer.echo(f"next     workbench tune --trials 200 --ttft-p99 0.3 --workdir {runs}")
-
-
-def _print(found: pd.DataFrame, *, as_json: bool) -> None:
-    from workbench.progress import print_table
-
-    if as_json:
-        rows = json.loads(found.to_json(orient="records", double_precision=6))
-        typer.echo(json.dumps(rows, indent=2))
-    else:
-        print_table(found)
 
 
 @app.command(epilog="Example: workbench demo --workdir runs --ttft-p99 0.5")
@@ -279,12 +188,12 @@ def measure(
     debug: Debug = False,
 ) -> None:
     """Sweep batch sizes offline, then send open-loop Poisson load to a real vLLM server."""
-    sizes = _numbers("--batches", batches)
+    sizes = numbers("--batches", batches)
     settings = _settings(
         workdir,
         model=model,
         batches=tuple(map(int, sizes)) if sizes else None,
-        rates_rps=_numbers("--rates", rates),
+        rates_rps=numbers("--rates", rates),
         load_duration_s=duration_s,
         seed=seed,
     )
@@ -401,12 +310,3 @@ def model_train(
 
         folder = train(out, seed=seed, device=device, on_progress=on_progress, **extra)
     typer.echo(f"Wrote {folder}. Next: workbench demo --model {folder}")
-
-
-def main() -> None:
-    """Entry point of the `workbench` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,174 @@
+"""Our client beside `vllm bench serve`: the same running server, prompts and send times, alternating.
+
+    python -m benchmarks.vllm_bench [--repeats 8] [--rate 6] [--url http://HOST:PORT --model NAME]
+
+Both get the same prompts, as token ids, and the same schedule. Pairs are run in the order ours,
+theirs, theirs, ours, so that drift cancels. What is compared is each tool's own arithmetic: their
+`benchmark()` result against our `Measurement.summary()`. The target: medians within 2 %. The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.errors import InputError
+from serving.plan import EngineArgs, Variant
+from simulations.traffic import LogNormal, Poisson, Workload
+from workbench.apart import Child, Link
+from workbench.measure import measure
+from workbench.measure.engine import Engine
+from workbench.measure.outcome import Request
+from workbench.measure.prompts import requests_for
+from workbench.measure.vllm_server import ServerEngine
+from workbench.model import shipped_checkpoint
+from workbench.settings import engine_for_this_machine
+
+TARGET = 0.02
+COMPARED = {
+    "ttft_p50_s": "median_ttft_ms",
+    "tpot_p50_s": "median_tpot_ms",
+    "itl_p50_s": "median_itl_ms",
+    "e2e_p50_s": "median_e2el_ms",
+    "output_tokens_per_s": "output_throughput",
+}
+_RESAMPLES = 2000
+
+
+def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
+    """Runs `vllm bench serve`'s benchmark() for each list of requests that comes."""
+    from transformers import AutoTokenizer
+    from vllm.benchmarks.datasets import SampleRequest
+    from vllm.benchmarks.serve import TaskType, benchmark
+
+    options: dict[str, Any] = {
+        "task_type": TaskType.GENERATION,
+        "endpoint_type": "vllm",
+        "api_url": f"{url}/v1/completions",
+        "base_url": url,
+        "model_id": model,
+        "model_name": model,
+        "tokenizer": AutoTokenizer.from_pretrained(tokenizer),
+        "logprobs": None,
+        "request_rate": float("inf"),
+        "burstiness": 1.0,
+        "disable_tqdm": True,
+        "num_warmups": 0,
+        "profile": False,
+        "selected_percentile_metrics": ["ttft", "tpot", "itl", "e2el"],
+        "selected_percentiles": [99.0],
+        "ignore_eos": True,
+        "goodput_config_dict": {},
+        "max_concurrency": None,
+        "lora_modules": None,
+        "extra_headers": None,
+        "extra_body": {"temperature": 0.0},
+        "ready_check_timeout_sec": 0,
+        "self_timed": True,
+    }
+    known = inspect.signature(benchmark).parameters
+    if "self_timed" not in known:
+        raise InputError("this vLLM cannot replay send times", remedy="Install 0.30 or later.")
+    while True:
+        requests: Sequence[Request] = link.receive()
+        samples = [
+            SampleRequest(
+                prompt=list(request.prompt_token_ids),
+                prompt_len=len(request.prompt_token_ids),
+                expected_output_len=request.output_tokens,
+                timestamp=request.scheduled_s,
+            )
+            for request in requests
+        ]
+        found = asyncio.run(benchmark(**options, input_requests=samples))
+        link.send({name: value for name, value in found.items() if isinstance(value, float | int)})
+
+
+def ours(engine: Engine, variant: Variant, args: EngineArgs, load: Workload, folder: Path) -> Any:
+    """(summary of our measurement, why it cannot be trusted)."""
+    measured = measure(variant, load, engine_args=args, folder=folder, engine=engine, name="ours")
+    return measured.summary(), measured.invalid
+
+
+def compare(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> list[dict[str, Any]]:
+    """Ratio ours / theirs of each metric, geometric mean over pairs with a bootstrap interval."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, their_name in COMPARED.items():
+        scale = 1e3 if their_name.endswith("_ms") else 1.0
+        logs = np.log([mine[name] * scale / stock[their_name] for mine, stock in pairs])
+        drawn = rng.choice(logs, (_RESAMPLES, len(logs))).mean(axis=1)
+        low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
+        rows.append(
+            {
+                "metric": name,
+                "ours": float(np.median([mine[name] for mine, _ in pairs])),
+                "theirs": float(np.median([stock[their_name] / scale for _, stock in pairs])),
+                "ratio": float(np.exp(logs.mean())),
+                "low": float(low),
+                "high": float(high),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print a table, and JSON last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=6.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each run")
+    parser.add_argument("--model", default=str(shipped_checkpoint()))
+    asked = parser.parse_args()
+    variant, args = Variant(name="model", model=asked.model), engine_for_this_machine()
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    doubts: set[str] = set()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine = stack.enter_context(ServerEngine(variant, args, folder=folder))
+        stock = stack.enter_context(Child(theirs, engine.url, variant.name, variant.model))
+        for repeat in range(-1, asked.repeats):
+            load = Workload(
+                arrivals=Poisson(rate_rps=asked.rate),
+                prompt_tokens=LogNormal(median_tokens=48, mean_tokens=64, max_tokens=256),
+                output_tokens=LogNormal(median_tokens=40, mean_tokens=56, max_tokens=256),
+                duration_s=asked.seconds,
+                seed=repeat + 1,
+            )
+            found: dict[str, Any] = {}
+            for who in ("ours", "theirs") if repeat % 2 else ("theirs", "ours"):
+                if who == "ours":
+                    found[who], why = ours(engine, variant, args, load, folder)
+                    doubts |= set(why) if repeat >= 0 else set()
+                else:
+                    stock.send(requests_for(variant, load, args))
+                    found[who] = stock.receive()[1]
+            if repeat >= 0:  # the first pair warms up, both tools and server
+                pairs.append((found["ours"], found["theirs"]))
+                ratio = found["ours"]["ttft_p50_s"] * 1e3 / found["theirs"]["median_ttft_ms"]
+                print(f"pair {repeat + 1} of {asked.repeats}: TTFT p50 {ratio:.3f}", flush=True)
+    rows = compare(pairs)
+    for row in rows:
+        print(
+            f"{row['metric']:<20} ours {row['ours']:.5g}  theirs {row['theirs']:.5g}"
+            f"  ratio {row['ratio']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+        )
+    worst = max(abs(row["ratio"] - 1) for row in rows)
+    print(f"largest difference {worst:.2%}, target {TARGET:.0%}")
+    for doubt in sorted(doubts):
+        print(f"doubt: {doubt}")
+    print(json.dumps({"rows": rows, "largest_difference": worst, "doubts": sorted(doubts)}))
+
+
+if __name__ == "__main__":
+    main()

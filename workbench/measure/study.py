@@ -1,0 +1,206 @@
+"""A study: a question, and the grid of points that answers it, declared as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from serving.errors import InputError
+from serving.plan import EngineArgs, Variant
+from serving.values import Value, one_line
+from simulations.traffic import Fixed, Poisson, Workload
+from workbench.measure.engine import OnProgress
+from workbench.measure.measurement import Measurement, Mode
+from workbench.measure.points import START, Failure, Point, StartEngine
+from workbench.measure.prompts import requests_for
+from workbench.measure.spread import Group, Where, spread
+from workbench.measure.sweeps import batch_load
+
+
+class Study(Value):
+    """A question and its grid: every combination of engine arguments, lengths and loads.
+
+    Combinations that vLLM itself refuses (a token budget below max_num_seqs, requests longer than
+    the context) are left out.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    question: str
+    mode: Mode = "offline"
+    engine: EngineArgs = EngineArgs()
+    """What all points share."""
+    engine_grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Field of EngineArgs -> its values; each combination is an engine of its own."""
+    lengths: tuple[tuple[int, int], ...] = ((128, 128),)
+    """(prompt tokens, output tokens)."""
+    concurrency: tuple[int, ...] = ()
+    """Closed loops of so many users."""
+    rates_rps: tuple[float, ...] = ()
+    """Open Poisson loops, in server mode."""
+    duration_s: float = Field(60.0, gt=0)
+    warmup_s: float = Field(5.0, ge=0)
+    repeats: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_points(self) -> Study:
+        unknown = sorted(set(self.engine_grid) - set(EngineArgs.model_fields))
+        if unknown:
+            raise ValueError(f"engine_grid(={unknown}) must name fields of EngineArgs")
+        if not self.concurrency and not self.rates_rps:
+            raise ValueError("at least one of concurrency and rates_rps must be set")
+        if self.rates_rps and self.mode == "offline":
+            raise ValueError(f"rates_rps(={self.rates_rps}) must go with mode 'server'")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read a study from YAML or JSON.
+
+        Raises:  InputError: no such file, or not a study.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except OSError as error:
+            raise InputError(
+                f"cannot read {path} ({error.strerror})", remedy="Check the path."
+            ) from error
+        except (ValidationError, yaml.YAMLError) as error:
+            said = one_line(error) if isinstance(error, ValidationError) else str(error)
+            raise InputError(
+                f"{path} is not a study: {said}", remedy="See experiments/batching.yaml."
+            ) from error
+
+    def engines(self) -> list[tuple[str, EngineArgs]]:
+        """(what is varied, as text for names; the arguments) of each combination."""
+        found = []
+        for values in product(*self.engine_grid.values()):
+            chosen = dict(zip(self.engine_grid, values, strict=True))
+            label = "".join(f"-{_short(name)}{value}" for name, value in chosen.items())
+            try:
+                found.append((label, EngineArgs(**(self.engine.model_dump() | chosen))))
+            except ValidationError:
+                continue  # vLLM refuses it as well
+        return found
+
+    def points(self, variants: Sequence[Variant]) -> list[list[Point]]:
+        """Points by engine. Repeats are interleaved, so that a slow spell falls on all alike."""
+        groups = []
+        for variant, (label, engine) in product(variants, self.engines()):
+            lengths = [pair for pair in self.lengths if sum(pair) <= engine.max_model_len]
+            groups.append(
+                [
+                    Point(f"{variant.name}{label}-{load}", variant, workload, self.mode, engine)
+                    for repeat in range(self.repeats)
+                    for pair in lengths
+                    for load, workload in self._loads(*pair, repeat)
+                ]
+            )
+        return [group for group in groups if group]
+
+    def _loads(self, prompt: int, output: int, repeat: int) -> Iterator[tuple[str, Workload]]:
+        for users in self.concurrency:
+            name = f"{prompt}x{output}-batch{users}-repeat{repeat}"
+            yield name, batch_load(users, prompt, output, self.seed + repeat)
+        for rate_rps in self.rates_rps:
+            name = f"{prompt}x{output}-rate{rate_rps:g}-repeat{repeat}"
+            yield (
+                name,
+                Workload(
+                    arrivals=Poisson(rate_rps=rate_rps),
+                    prompt_tokens=Fixed(tokens=prompt),
+                    output_tokens=Fixed(tokens=output),
+                    duration_s=self.duration_s,
+                    warmup_s=self.warmup_s,
+                    seed=self.seed + repeat,
+                ),
+            )
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study found: points in the order of the grid, and those that could not be measured."""
+
+    study: Study
+    measurements: list[Measurement]
+    failures: list[Failure]
+
+
+def run_study(
+    study: Study,
+    variants: Sequence[Variant],
+    *,
+    folder: Path,
+    where: Where | None = None,
+    retry_failed: bool = False,
+    on_progress: OnProgress | None = None,
+    start: StartEngine | None = None,
+) -> StudyResult:
+    """Measure what is not there yet, each point kept in folder/<point> as soon as it is done.
+
+    Engines run on all GPUs of this host, or of a Ray cluster, each on as many as it needs; without a
+    GPU one after the other. A point whose engine died is a failure with the cause from its log, kept
+    as well; the others go on.
+
+    Args:    where: None is this host.
+             retry_failed: measure points again that failed before.
+    Raises:  InputError: no point fits its engine.
+    """
+    groups = study.points(variants)
+    if not groups:
+        raise InputError(
+            f"study(={study.name!r}) has no point that its engines can hold",
+            remedy="Raise max_model_len, or shorten lengths.",
+        )
+    study.write(folder / "study.json")
+    found: dict[str, Measurement | Failure] = {}
+    missing: list[Group] = []
+    for points in groups:
+        left = []
+        for point in points:
+            there = point.finished(folder)
+            known = there or (None if retry_failed else point.failed(folder))
+            if known is None:
+                left.append(point)
+            else:
+                found[point.name] = known
+        for point in left:
+            requests_for(point.variant, point.workload, point.engine_args)
+        if left:
+            missing.append(Group(tuple(left)))
+    begin = start or START[study.mode]
+    for result in spread(missing, begin, folder, where or Where(), on_progress):
+        found[result.name] = result
+    if on_progress is not None:
+        on_progress(f"{len(found)} points", 1.0)
+    order = [found[point.name] for points in groups for point in points if point.name in found]
+    return StudyResult(
+        study=study,
+        measurements=[one for one in order if isinstance(one, Measurement)],
+        failures=[one for one in order if isinstance(one, Failure)],
+    )
+
+
+def read_study(folder: Path) -> StudyResult:
+    """What `run_study` left in a folder, finished or not.
+
+    Raises:  InputError: no study lies there.
+    """
+    study = Study.read(folder / "study.json")
+    heads = sorted(folder.glob("*/measurement.json"), key=lambda path: path.stat().st_mtime)
+    return StudyResult(
+        study=study,
+        measurements=[Measurement.read(path.parent) for path in heads],
+        failures=[Failure.read(path) for path in sorted(folder.glob("*/failed.json"))],
+    )
+
+
+def _short(field: str) -> str:
+    """max_num_batched_tokens -> mnbt: names of points have to stay readable."""
+    return "".join(word[0] for word in field.split("_"))
