@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from math import gamma
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from serving.errors import InputError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 _SERVEGEN_COLUMNS = 6
+_BEFORE_GAPS = 200
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _csv(name: str) -> Callable[[Path, int], Trace]:
         for column, values in numbers.items():
             _refuse_broken(path, table, column, values)
         return Trace(
-            at_s.to_numpy(dtype=np.float64),
+            np.asarray(at_s, dtype=np.float64),
             numbers[prompt].to_numpy(dtype=np.int64),
             numbers[output].to_numpy(dtype=np.int64),
         )
@@ -286,7 +288,7 @@ def _json_lines(block_tokens: int, per_s: float) -> Callable[[Path, int], Trace]
             rows.append(row)
         known = all(row.get("hash_ids") for row in rows)
         return Trace(
-            np.array([float(row["timestamp"]) for row in rows]) * (1 / per_s),
+            np.array([float(row["timestamp"]) / per_s for row in rows], dtype=np.float64),
             np.array([row["input_length"] for row in rows], dtype=np.int64),
             np.array([row["output_length"] for row in rows], dtype=np.int64),
             tuple(np.array(row["hash_ids"], dtype=np.int64) for row in rows) if known else None,
@@ -339,7 +341,7 @@ def _servegen(path: Path, seed: int) -> Trace:
         if float(row["rate"]) <= 0 or histograms is None:
             continue
         found = _servegen_times(
-            str(row["pattern"]), float(row["shape"]), float(row["scale_s"]), end_s - begin_s, rng
+            str(row["pattern"]), float(row["shape"]), float(row["rate"]), end_s - begin_s, rng
         )
         at_s.append(begin_s + found)
         prompt.append(_draw(histograms[0], len(found), rng))
@@ -350,21 +352,22 @@ def _servegen(path: Path, seed: int) -> Trace:
 
 
 def _servegen_times(
-    law: str, shape: float, scale_s: float, length_s: float, rng: np.random.Generator
+    law: str, shape: float, rate_rps: float, length_s: float, rng: np.random.Generator
 ) -> FloatArray:
-    """Arrivals of a Gamma or Weibull renewal process, started at the window's begin."""
-    times: list[float] = []
-    now_s = 0.0
+    """Arrivals of a Gamma or Weibull renewal process of the published shape and rate.
+
+    The published scale gives another rate than the published one; the rate is what was counted. The
+    process is found running: one that starts with the window sends too much, the more so the burstier.
+    """
+    mean = shape if law == "Gamma" else gamma(1 + 1 / shape)
+    now_s, times = -_BEFORE_GAPS / rate_rps, []
     while now_s < length_s:
-        gaps = (
-            rng.gamma(shape, scale_s, 256) if law == "Gamma" else scale_s * rng.weibull(shape, 256)
-        )
-        for gap_s in gaps:
-            now_s += float(gap_s)
-            if now_s >= length_s:
-                break
-            times.append(now_s)
-    return np.array(times)
+        drawn = rng.gamma(shape, 1.0, 256) if law == "Gamma" else rng.weibull(shape, 256)
+        block = now_s + np.cumsum(drawn / mean / rate_rps)
+        times.append(block)
+        now_s = float(block[-1])
+    found = np.concatenate(times)
+    return found[(found >= 0) & (found < length_s)]
 
 
 _Histogram = tuple[IntArray, FloatArray]

@@ -23,6 +23,7 @@ StartEngine = Callable[[Variant, EngineArgs, Path], Engine]
 _WARMUP_REQUESTS = 8
 _WARMUP_TOKENS = 16
 _FAILED = "failed.json"
+_ATTEMPTS = 3
 
 
 def start_offline(variant: Variant, engine_args: EngineArgs, folder: Path) -> Engine:
@@ -69,6 +70,12 @@ class Point:
 
     def finished(self, folder: Path) -> Measurement | None:
         """The same point as measured before, if it is there and can be trusted."""
+        there = self.measured(folder)
+        failed = (folder / self.name / _FAILED).exists()
+        return there if there and not there.invalid and not failed else None
+
+    def measured(self, folder: Path) -> Measurement | None:
+        """The same point as measured before, trusted or not."""
         try:
             there = Measurement.read(folder / self.name)
         except InputError:
@@ -79,8 +86,7 @@ class Point:
             and there.mode == self.mode
             and there.engine == self.engine_args
         )
-        trusted = same and not there.invalid and not (folder / self.name / _FAILED).exists()
-        return there if trusted else None
+        return there if same else None
 
     def failed(self, folder: Path) -> Failure | None:
         """How the same point failed before, if it did."""
@@ -125,9 +131,34 @@ def measure(
     requests_for(variant, workload, engine_args)  # refuse before an engine is started
     with ExitStack() as stack:
         if engine is None:
-            engine = _enter(stack, point, START[mode], folder, part(on_progress, 0.0, 0.3))
+            begin = part(on_progress, 0.0, 0.3)
+            engine = enter(stack, variant, engine_args, START[mode], folder, begin)
             on_progress = part(on_progress, 0.3, 1.0)
         return _measure(point, engine, folder, on_progress)
+
+
+def once(
+    point: Point,
+    engine: Callable[[], Engine],
+    folder: Path,
+    *,
+    usable: Callable[[Measurement], bool] = lambda measured: not measured.invalid,
+    on_progress: OnProgress | None = None,
+) -> Measurement:
+    """A point that lies there already, or is measured now; one that is not usable again, twice.
+
+    Args:    engine: gives the running engine; not called where nothing is to be measured.
+    Returns: the last attempt, usable or not.
+    """
+    there = point.measured(folder)
+    if there is not None and usable(there):
+        return there
+    for _ in range(_ATTEMPTS):
+        there = _measure(point, engine(), folder, on_progress)
+        if usable(there):
+            break
+    assert there is not None
+    return there
 
 
 def measure_points(
@@ -150,7 +181,7 @@ def measure_points(
             if engine is None:
                 begin = part(on_progress, i / total, (i + 2) / total)
                 try:
-                    engine = _enter(stack, point, start, folder, begin)
+                    engine = enter(stack, point.variant, point.engine_args, start, folder, begin)
                 except EngineError as error:
                     for left in points[i:]:
                         yield _fail(left, folder, error.problem, error.remedy)
@@ -175,27 +206,28 @@ def _fail(point: Point, folder: Path, cause: str, remedy: str = "") -> Failure:
     return failure
 
 
-def _enter(
+def enter(
     stack: ExitStack,
-    point: Point,
+    variant: Variant,
+    engine_args: EngineArgs,
     start: StartEngine,
     folder: Path,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress | None = None,
 ) -> Engine:
     """Start an engine and send it a few requests that are not measured."""
     if on_progress is not None:
-        on_progress(f"starting vLLM with {point.variant.name}", 0.0)
-    engine = stack.enter_context(start(point.variant, point.engine_args, folder))
+        on_progress(f"starting vLLM with {variant.name}", 0.0)
+    engine = stack.enter_context(start(variant, engine_args, folder))
     if on_progress is not None:
-        on_progress(f"warming up {point.variant.name}", 0.9)
-    half = max(point.engine_args.max_model_len // 2, 1)
+        on_progress(f"warming up {variant.name}", 0.9)
+    half = max(engine_args.max_model_len // 2, 1)
     tokens = Fixed(tokens=min(_WARMUP_TOKENS, half))
     warmup = Workload(
         arrivals=ClosedLoop(concurrency=_WARMUP_REQUESTS // 2, requests=_WARMUP_REQUESTS),
         prompt_tokens=tokens,
         output_tokens=tokens,
     )
-    requests = requests_for(point.variant, warmup, point.engine_args)
+    requests = requests_for(variant, warmup, engine_args)
     engine.run(requests, concurrency=_WARMUP_REQUESTS // 2)
     return engine
 

@@ -25,6 +25,14 @@ MAX_GROWTH = 0.1
 MAX_PREEMPTED = 0.1
 MAX_THROTTLED = 0.01
 NOT_STEADY = "not steady"
+ABOUT_THE_SERVER = (
+    NOT_STEADY,
+    "too short",
+    "requests failed",
+    "preemptions",
+    "requests are too few",
+)
+"""Marks of the reasons that are a server's own doing (or a small sample), and no fault of the run."""
 
 
 @dataclass(frozen=True)
