@@ -17,6 +17,9 @@ _HOME = {
     # stages
     "compress": "workbench.compress",
     "measure": "workbench.measure",
+    "compare": "workbench.measure.compare",
+    "capacity": "workbench.measure.capacity",
+    "run_study": "workbench.measure",
     "sweep_batches": "workbench.measure",
     "sweep_rates": "workbench.measure",
     "frame": "workbench.measure",
@@ -27,6 +30,7 @@ _HOME = {
     "verify": "workbench.verify",
     "report": "workbench.report",
     # values
+    "Arm": "workbench.measure",
     "Candidate": "workbench.tune",
     "Cluster": "simulations.fleet",
     "EngineArgs": "serving.plan",
@@ -36,6 +40,7 @@ _HOME = {
     "SearchSpace": "workbench.tune",
     "SimResult": "simulations.result",
     "Slo": "serving.plan",
+    "Study": "workbench.measure",
     "Variant": "serving.plan",
     "Verification": "workbench.verify",
     "Workload": "simulations.traffic",

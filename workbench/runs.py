@@ -44,11 +44,16 @@ _COLUMNS = {
     ),
     "candidate": _FLEET,
     "tune": _FLEET,
+    "compare": ("name", "a", "b", "ratio/output_tokens_per_s", "ratio/tpot_p50_s", "when"),
+    "capacity": (
+        *("name", "capacity_rps", "capacity_low_rps", "capacity_high_rps", "attainment", "when"),
+    ),
     "export": ("name", "variant", "files", "bytes", "when"),
     "verify": ("name", "holds", "when"),
 }
 _ANY = ("name", "stage", *_MEASURED[1:])
 _STUDY, _POINT, _PAGE, _LOADS = "study.json", "*/measurement.json", "report.html", "loads"
+_COMPARISON, _CAPACITY = "comparisons/*/comparison.json", "capacity/*/capacity.json"
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class Logged:
 def log_everything(workdir: Path, on_progress: OnProgress) -> Logged:
     """Log every result under a data directory to MLflow; what is there is not added twice.
 
-    Stages' results, points of stages that were cut off, studies and single loads. A result that
-    cannot be read is named and left out.
+    Stages' results, points of stages that were cut off, studies, comparisons, capacities and single
+    loads. A result that cannot be read is named and left out.
 
     Raises:  InputError: there is no such directory, or nothing in it.
              what the store raises (see `workbench.track.reached`).
@@ -74,7 +79,8 @@ def log_everything(workdir: Path, on_progress: OnProgress) -> Logged:
         raise InputError(f"--workdir(={str(workdir)!r}) is not there", remedy="Check the path.")
     studies = studies_in(workdir)
     stages = [name for name in _STAGES if _left_something(workdir, name)]
-    if not (stages or studies or any((workdir / _LOADS).glob(_POINT))):
+    singles = [f"{_LOADS}/{_POINT}", _COMPARISON, _CAPACITY]
+    if not (stages or studies or any(any(workdir.glob(pattern)) for pattern in singles)):
         raise InputError(
             f"--workdir(={str(workdir)!r}) holds no results",
             remedy="Give the directory of a run, or make one with `workbench demo`.",
@@ -87,6 +93,8 @@ def log_everything(workdir: Path, on_progress: OnProgress) -> Logged:
         unreadable += _log_study(tracker, folder)
     share = (len(studies) + 1) / (len(studies) + 2)
     unreadable += _log_loads(tracker, workdir / _LOADS)
+    for pattern, add in ((_COMPARISON, tracker.comparison), (_CAPACITY, tracker.capacity)):
+        unreadable += _readable((path.parent for path in workdir.glob(pattern)), add)[1]
     (workdir / UNTRACKED).unlink(missing_ok=True)
     return Logged(tracker.added, tracker.known, tuple(unreadable))
 

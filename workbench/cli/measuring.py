@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,132 +23,39 @@ from workbench.cli.common import (
     leave,
     show,
 )
+from workbench.cli.loads import (
+    Burstiness,
+    Concurrency,
+    Divisor,
+    Duration,
+    EngineJson,
+    Force,
+    LoadSeed,
+    OfVariant,
+    OutputTokens,
+    PromptTokens,
+    Rate,
+    Requests,
+    ServedName,
+    SharedPrefixes,
+    Speedup,
+    Target,
+    TracePath,
+    Url,
+    Warmup,
+    Window,
+    slo_of,
+    workload_of,
+)
+from workbench.cli.runs import tell_untracked
 
 if TYPE_CHECKING:
-    from serving.plan import EngineArgs, Slo, Variant
-    from simulations.traffic import Workload
+    from serving.plan import Slo
+    from workbench.measure import Measurement
+    from workbench.measure.study import StudyResult
+    from workbench.track import Tracker
 
 app = typer.Typer()
-
-_LENGTHS = "64, 16-128 (uniform), or MEDIAN:MEAN:MAX (log-normal)."
-Rate = Annotated[float | None, typer.Option(help="Requests a second.", show_default="4")]
-Prompt = Annotated[str | None, typer.Option("--prompt-tokens", help=_LENGTHS, show_default="64")]
-Output = Annotated[str | None, typer.Option("--output-tokens", help=_LENGTHS, show_default="64")]
-Duration = Annotated[float, typer.Option(help="Length of the load in seconds.")]
-Warmup = Annotated[float, typer.Option(help="Requests of the first seconds are not counted.")]
-AnySeed = Annotated[int, typer.Option(help="Seed of arrivals, lengths and prompts.")]
-Engine = Annotated[
-    str | None, typer.Option(help='vLLM arguments as JSON, for example {"max_num_seqs": 8}.')
-]
-Usd = Annotated[float | None, typer.Option(help="Price of a GPU hour: adds $ per million tokens.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Use runs that cannot be trusted, and say so.")
-]
-
-
-def _lengths(option: str, text: str | None) -> Any:
-    from simulations.traffic import Fixed, LogNormal, Uniform
-
-    parts = (text or "64").replace("-", " - ").replace(":", " : ").split()
-    try:
-        match parts:
-            case [tokens]:
-                return Fixed(tokens=int(tokens))
-            case [low, "-", high]:
-                return Uniform(min_tokens=int(low), max_tokens=int(high))
-            case [median, ":", mean, ":", most]:
-                return LogNormal(
-                    median_tokens=float(median), mean_tokens=float(mean), max_tokens=int(most)
-                )
-    except ValueError as error:
-        said = str(error).splitlines()[0] if "invalid literal" not in str(error) else ""
-        raise InputError(
-            f"{option}(={text!r}) {said}".rstrip(), remedy=f"Write {_LENGTHS}"
-        ) from None
-    raise InputError(f"{option}(={text!r}) is not a length", remedy=f"Write {_LENGTHS}")
-
-
-def _engine(text: str | None) -> EngineArgs:
-    import json
-
-    from serving.plan import EngineArgs
-    from workbench.settings import engine_for_this_machine
-
-    try:
-        chosen = json.loads(text or "{}")
-    except ValueError as error:
-        raise InputError(
-            f"--engine(={text!r}) is not JSON ({error})", remedy='Write {"max_num_seqs": 8}.'
-        ) from None
-    return EngineArgs.model_validate(engine_for_this_machine().model_dump() | chosen)
-
-
-def _variant(model: str | None, name: str = "model") -> Variant:
-    from serving.plan import Variant
-    from workbench.settings import Settings
-
-    return Variant(name=name, model=Settings(model=model).model_path())
-
-
-def _slo(ttft_p99: float | None, tpot_p99: float | None, e2e_p99: float | None) -> Slo | None:
-    from serving.plan import Slo
-
-    if ttft_p99 is None and tpot_p99 is None and e2e_p99 is None:
-        return None
-    return Slo(ttft_p99_s=ttft_p99, tpot_p99_s=tpot_p99, e2e_p99_s=e2e_p99)
-
-
-def _arrivals(
-    rate: float | None,
-    burstiness: float | None,
-    to_rate: float | None,
-    concurrency: int | None,
-    requests: int | None,
-) -> Any:
-    from simulations.traffic import ClosedLoop, Gamma, Poisson, Ramp
-
-    if concurrency is not None:
-        if rate is not None or to_rate is not None:
-            raise InputError(
-                f"--concurrency(={concurrency}) is a closed loop, which has no rate",
-                remedy="Leave out --rate, or --concurrency.",
-            )
-        return ClosedLoop(concurrency=concurrency, requests=requests or 8 * concurrency)
-    at_rps = 4.0 if rate is None else rate
-    if to_rate is not None:
-        return Ramp(start_rps=at_rps, end_rps=to_rate, burstiness=burstiness or 1.0)
-    if burstiness is not None:
-        return Gamma(rate_rps=at_rps, burstiness=burstiness)
-    return Poisson(rate_rps=at_rps)
-
-
-def _replay(
-    trace: Path,
-    window: str | None,
-    speedup: float,
-    spread_ticks: bool,
-    length_divisor: float,
-    **options: Any,
-) -> Workload:
-    from simulations.traffic import Replay, Workload
-
-    chosen: dict[str, Any] = {}
-    if window is not None:
-        try:
-            start_s, length_s = map(float, window.split(":"))
-        except ValueError:
-            raise InputError(
-                f"--window(={window!r}) is not START:LENGTH", remedy="Write for example 600:60."
-            ) from None
-        chosen = {"start_s": start_s, "length_s": length_s}
-    replay = Replay.of(
-        trace,
-        speedup=speedup,
-        spread_ticks=spread_ticks,
-        length_divisor=length_divisor,
-        **chosen,
-    )
-    return Workload.of_trace(replay, **options)
 
 
 @app.command(
@@ -158,131 +66,349 @@ def _replay(
 @guarded
 def load(
     workdir: Workdir = DEFAULT_WORKDIR,
-    url: Annotated[
-        str | None, typer.Option(help="A server that runs; else vLLM is started with --model.")
-    ] = None,
-    served_name: Annotated[
-        str | None, typer.Option(help="Name of the model at --url.", show_default="its first")
-    ] = None,
+    url: Url = None,
+    served_name: ServedName = None,
     model: Model = None,
-    engine: Engine = None,
+    variant: OfVariant = None,
+    engine: EngineJson = None,
     rate: Rate = None,
-    burstiness: Annotated[
-        float | None, typer.Option(help="Of gamma gaps: 1 is Poisson, below is burstier.")
-    ] = None,
+    burstiness: Burstiness = None,
     to_rate: Annotated[float | None, typer.Option(help="Ramp from --rate to this.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="A closed loop of so many users.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Of a closed loop, in all.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Replay: Azure, BurstGPT, Mooncake, ... or parquet.")
-    ] = None,
-    window: Annotated[str | None, typer.Option(help="START:LENGTH of the trace, seconds.")] = None,
-    speedup: Annotated[float, typer.Option(help="Of the trace: 2 plays it twice as fast.")] = 1.0,
+    concurrency: Concurrency = None,
+    requests: Requests = None,
+    trace: TracePath = None,
+    window: Window = None,
+    speedup: Speedup = 1.0,
     spread_ticks: Annotated[
         bool, typer.Option("--spread-ticks", help="Spread equal time stamps over their tick.")
     ] = False,
-    length_divisor: Annotated[float, typer.Option(help="Divide the trace's lengths.")] = 1.0,
-    prompt_tokens: Prompt = None,
-    output_tokens: Output = None,
-    shared_prefix: Annotated[
-        str | None, typer.Option(help="TOKENS:GROUPS put before the prompts, for example 256:4.")
-    ] = None,
+    length_divisor: Divisor = 1.0,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    shared_prefix: SharedPrefixes = None,
     turns: Annotated[int, typer.Option(help="Turns of each conversation.")] = 1,
     think_s: Annotated[float, typer.Option(help="Mean pause between turns, seconds.")] = 1.0,
     duration_s: Duration = 30.0,
     warmup_s: Warmup = 3.0,
-    seed: AnySeed = 0,
+    seed: LoadSeed = 0,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
     e2e_p99: E2e = None,
-    usd_per_hour: Usd = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU hour: adds $ per million tokens.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Folder of the result below loads/.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Send one load to a server, or to vLLM started for it, and measure what comes back."""
-    from simulations.traffic import ClosedLoop, Workload
-
-    options: dict[str, Any] = {"warmup_s": warmup_s, "seed": seed}
-    options |= _reuse(shared_prefix, turns, think_s)
-    if trace is not None:
-        for flag, tokens in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
-            if tokens is not None:
-                options[flag] = _lengths(f"--{flag.replace('_', '-')}", tokens)
-        workload = _replay(trace, window, speedup, spread_ticks, length_divisor, **options)
-    else:
-        arrivals = _arrivals(rate, burstiness, to_rate, concurrency, requests)
-        if isinstance(arrivals, ClosedLoop):
-            options["warmup_s"] = 0.0
-        workload = Workload(
-            arrivals=arrivals,
-            prompt_tokens=_lengths("--prompt-tokens", prompt_tokens),
-            output_tokens=_lengths("--output-tokens", output_tokens),
-            duration_s=duration_s,
-            **options,
-        )
-    measured = _load(
-        workdir, url, served_name, _variant(model), _engine(engine), workload, name, as_json
+    workload = workload_of(
+        rate=rate,
+        burstiness=burstiness,
+        to_rate=to_rate,
+        concurrency=concurrency,
+        requests=requests,
+        trace=trace,
+        window=window,
+        speedup=speedup,
+        spread_ticks=spread_ticks,
+        length_divisor=length_divisor,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        shared_prefix=shared_prefix,
+        turns=turns,
+        think_s=think_s,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        seed=seed,
     )
-    _tell(measured, _slo(ttft_p99, tpot_p99, e2e_p99), usd_per_hour, as_json=as_json)
-
-
-def _reuse(shared_prefix: str | None, turns: int, think_s: float) -> dict[str, Any]:
-    from simulations.traffic import Fixed, Sessions, SharedPrefix
-
-    found: dict[str, Any] = {}
-    if shared_prefix is not None:
-        try:
-            tokens, groups = map(int, shared_prefix.split(":"))
-        except ValueError:
-            raise InputError(
-                f"--shared-prefix(={shared_prefix!r}) is not TOKENS:GROUPS", remedy="Write 256:4."
-            ) from None
-        found["shared_prefix"] = SharedPrefix(tokens=Fixed(tokens=tokens), groups=groups)
-    if turns > 1:
-        found["sessions"] = Sessions(turns=Fixed(tokens=turns), think_s=think_s)
-    return found
-
-
-def _load(
-    workdir: Path,
-    url: str | None,
-    served_name: str | None,
-    variant: Variant,
-    engine_args: EngineArgs,
-    workload: Workload,
-    name: str | None,
-    as_json: bool,
-) -> Any:
+    target = Target.of(
+        workdir, url=url, served_name=served_name, model=model, variant=variant, engine=engine
+    )
     from contextlib import nullcontext
 
     from workbench.measure import measure
-    from workbench.measure.vllm_attached import AttachedEngine, first_model
 
-    attached = None
-    if url is not None:
-        first, context = first_model(url)
-        attached = AttachedEngine(url, served_name or first)
-        if context is not None:
-            engine_args = engine_args.model_copy(update={"max_model_len": context})
+    folder = workdir / "loads"
     with (
-        display(workdir, f"Load on {url or variant.model}", as_json=as_json) as on_progress,
-        attached or nullcontext() as running,
+        display(workdir, f"Load on {url or target.variant.model}", as_json=as_json) as on_progress,
+        target.attached() or nullcontext() as running,
     ):
-        return measure(
-            variant,
+        measured = measure(
+            target.variant,
             workload,
-            engine_args=engine_args,
-            folder=workdir / "loads",
+            engine_args=target.engine_args,
+            folder=folder,
             engine=running,
             name=name,
             on_progress=on_progress,
         )
+        _track(workdir, lambda tracker: tracker.load(measured, folder / measured.name))
+    slo = slo_of(ttft_p99, tpot_p99, e2e_p99)
+    _tell(workdir, measured, slo, usd_per_hour, as_json=as_json)
 
 
-def _tell(measured: Any, slo: Slo | None, usd_per_hour: float | None, *, as_json: bool) -> None:
+@app.command(
+    epilog="Examples: workbench study experiments/batching-cpu.yaml · "
+    "workbench study experiments/batching.yaml --model meta-llama/Llama-3.1-8B --ray auto"
+)
+@guarded
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, as YAML or JSON.")],
+    workdir: Workdir = DEFAULT_WORKDIR,
+    model: Model = None,
+    variant: OfVariant = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Indices of this host's GPUs.", show_default="all")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or auto: spread over its GPUs.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Measure again what failed before.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the grid of a study, each point once; the same command goes on after a crash."""
+    from workbench.measure.spread import Where
+    from workbench.measure.study import Study, run_study
+    from workbench.report.study_figures import study_page
+
+    declared = Study.load(file)
+    target = Target.of(workdir, model=model, variant=variant)
+    folder = workdir / "studies" / declared.name
+    with display(workdir, f"Study {declared.name}", as_json=as_json) as on_progress:
+        result = run_study(
+            declared,
+            [target.variant],
+            folder=folder,
+            where=Where(ray=ray, gpus=_indices(gpus)),
+            retry_failed=retry_failed,
+            on_progress=on_progress,
+        )
+        page = study_page(result, folder / f"{declared.name}.html")
+        _track(workdir, lambda tracker: tracker.study(result, folder, page))
+    tell_untracked(workdir)
+    _tell_study(result, page, as_json=as_json)
+
+
+@app.command(
+    epilog="Examples: workbench compare --b-engine '{\"max_num_batched_tokens\": 512}' --rate 4 · "
+    "workbench compare --variant baseline --b-variant int8-w8a8 --concurrency 8 · "
+    "workbench compare --url http://BLUE:8000 --b-url http://GREEN:8000 --rate 10"
+)
+@guarded
+def compare(
+    workdir: Workdir = DEFAULT_WORKDIR,
+    url: Url = None,
+    b_url: Annotated[str | None, typer.Option(help="Another server, for b.")] = None,
+    model: Model = None,
+    b_model: Annotated[str | None, typer.Option(help="Another model, for b.")] = None,
+    variant: OfVariant = None,
+    b_variant: Annotated[str | None, typer.Option(help="Another variant, for b.")] = None,
+    engine: EngineJson = None,
+    b_engine: Annotated[
+        str | None, typer.Option(help="Other vLLM arguments as JSON, for b.")
+    ] = None,
+    rate: Rate = None,
+    burstiness: Burstiness = None,
+    concurrency: Concurrency = None,
+    requests: Requests = None,
+    trace: TracePath = None,
+    window: Window = None,
+    speedup: Speedup = 1.0,
+    length_divisor: Divisor = 1.0,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    shared_prefix: SharedPrefixes = None,
+    duration_s: Duration = 20.0,
+    warmup_s: Warmup = 2.0,
+    seed: LoadSeed = 0,
+    narrow: Annotated[
+        float, typer.Option(help="Stop when half of every interval is within this share.")
+    ] = 0.05,
+    max_repeats: Annotated[int, typer.Option(help="Of each side, at most.")] = 20,
+    in_turns: Annotated[
+        bool, typer.Option("--in-turns", help="Only one engine at a time, where both do not fit.")
+    ] = False,
+    force: Force = False,
+    name: Annotated[
+        str | None, typer.Option(help="Folder of the result below comparisons/.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Is b faster than a? Same prompts and arrivals in turn, until the ratio is known well."""
+    from workbench.measure.compare import Arm
+    from workbench.measure.compare import compare as compare_arms
+    from workbench.measure.points import load_name
+
+    if b_url is b_model is b_variant is b_engine is None:
+        raise InputError(
+            "b is not said", remedy="Give --b-engine, --b-variant, --b-model or --b-url."
+        )
+    a = Target.of(workdir, url=url, model=model, variant=variant, engine=engine)
+    b = Target.of(
+        workdir,
+        url=b_url or url,
+        model=b_model if b_variant is None else None,
+        variant=b_variant or (variant if b_model is None else None),
+        engine=b_engine if b_engine is not None else engine,
+    )
+    workload = workload_of(
+        rate=rate,
+        burstiness=burstiness,
+        concurrency=concurrency,
+        requests=requests,
+        trace=trace,
+        window=window,
+        speedup=speedup,
+        length_divisor=length_divisor,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        shared_prefix=shared_prefix,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        seed=seed,
+    )
+    same = a.variant.name == b.variant.name
+    names = ("a", "b") if same else (a.variant.name, b.variant.name)
+    arms = [
+        Arm(arm, target.variant, target.engine_args, target.start)
+        for arm, target in zip(names, (a, b), strict=True)
+    ]
+    folder = (
+        workdir / "comparisons" / (name or f"{names[1]}-against-{names[0]}-{load_name(workload)}")
+    )
+    with display(workdir, f"Compare {names[1]} with {names[0]}", as_json=as_json) as on_progress:
+        found = compare_arms(
+            arms[0],
+            arms[1],
+            workload,
+            folder=folder,
+            narrow=narrow,
+            max_repeats=max_repeats,
+            together=not in_turns,
+            force=force,
+            on_progress=on_progress,
+        )
+        _track(workdir, lambda tracker: tracker.comparison(folder))
+    tell_untracked(workdir)
+    show(found.rows, as_json=as_json)
+    if not found.narrow_enough:
+        typer.echo(f"not as narrow as {narrow:.0%} after {max_repeats} repeats", err=True)
+    _tell_doubts(found.doubts)
+
+
+@app.command(
+    epilog="Examples: workbench capacity --ttft-p99 0.5 --prompt-tokens 16-128 · "
+    "workbench capacity --url http://HOST:8000 --ttft-p99 1 --tpot-p99 0.05 --start-rps 8"
+)
+@guarded
+def capacity(
+    workdir: Workdir = DEFAULT_WORKDIR,
+    url: Url = None,
+    served_name: ServedName = None,
+    model: Model = None,
+    variant: OfVariant = None,
+    engine: EngineJson = None,
+    ttft_p99: Ttft = None,
+    tpot_p99: Tpot = None,
+    e2e_p99: E2e = None,
+    attainment: Annotated[
+        float, typer.Option(help="Share of the requests that must meet every limit.")
+    ] = 0.99,
+    start_rps: Annotated[float, typer.Option(help="Where to begin, requests a second.")] = 1.0,
+    precision: Annotated[
+        float, typer.Option(help="Stop when the rate is known to this share.")
+    ] = 0.05,
+    max_runs: Annotated[int, typer.Option(help="At most so many runs.")] = 60,
+    burstiness: Burstiness = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    shared_prefix: SharedPrefixes = None,
+    duration_s: Duration = 30.0,
+    warmup_s: Warmup = 3.0,
+    seed: LoadSeed = 0,
+    force: Force = False,
+    name: Annotated[str | None, typer.Option(help="Folder of the result below capacity/.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """The highest rate at which the SLO is kept, by bisection with confidence."""
+    from serving.plan import Slo
+    from workbench.measure.capacity import capacity as find_capacity
+    from workbench.measure.points import start_server
+
+    target = Target.of(
+        workdir, url=url, served_name=served_name, model=model, variant=variant, engine=engine
+    )
+    workload = workload_of(
+        burstiness=burstiness,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        shared_prefix=shared_prefix,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        seed=seed,
+    )
+    folder = workdir / "capacity" / (name or target.variant.name)
+    with display(workdir, f"Capacity of {url or target.variant.name}", as_json=as_json) as said:
+        found = find_capacity(
+            target.variant,
+            workload,
+            slo_of(ttft_p99, tpot_p99, e2e_p99) or Slo(),
+            engine_args=target.engine_args,
+            folder=folder,
+            start_rps=start_rps,
+            precision=precision,
+            attainment=attainment,
+            max_runs=max_runs,
+            force=force,
+            start=target.start or start_server,
+            on_progress=said,
+        )
+        _track(workdir, lambda tracker: tracker.capacity(folder))
+    tell_untracked(workdir)
+    if as_json:
+        typer.echo(found.text().rstrip())
+    else:
+        show(found.runs, as_json=False)
+        typer.echo(str(found))
+    _tell_doubts(found.doubts)
+
+
+def _track(workdir: Path, log: Callable[[Tracker], object]) -> None:
+    """Leave a trail; a store that fails costs one line."""
+    from workbench.track import Tracker, attempt
+
+    with attempt(workdir):
+        log(Tracker(workdir))
+
+
+def _indices(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--gpus(={text!r}) is not a list of indices", remedy="Write 0,1."
+        ) from None
+
+
+def _tell(
+    workdir: Path,
+    measured: Measurement,
+    slo: Slo | None,
+    usd_per_hour: float | None,
+    *,
+    as_json: bool,
+) -> None:
     import pandas as pd
 
+    tell_untracked(workdir)
     found = measured.summary(slo, usd_per_hour=usd_per_hour)
     if as_json:
         row = {"name": measured.name, "invalid": "; ".join(measured.invalid), **found}
@@ -296,3 +422,26 @@ def _tell(measured: Any, slo: Slo | None, usd_per_hour: float | None, *, as_json
             typer.echo(f"cannot be trusted: {reason}", err=True)
     if measured.invalid:
         leave(1)
+
+
+def _tell_study(result: StudyResult, page: Path, *, as_json: bool) -> None:
+    table = result.frame()
+    if not as_json and len(table):
+        varied = [*result.study.engine_grid, "prompt_tokens", "output_tokens", "batch", "rate_rps"]
+        keys = [key for key in varied if table[key].notna().any()]
+        values = ["output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"]
+        shown = table[table["valid"]].astype(dict.fromkeys(result.study.engine_grid, str))
+        table = shown.groupby(["variant", *keys], sort=False)[values].mean().reset_index()
+    show(table, as_json=as_json)
+    for failure in result.failures:
+        typer.echo(f"failed: {failure.name}: {failure.cause}", err=True)
+    _tell_doubts([f"{m.name}: {why}" for m in result.measurements for why in m.invalid], "left out")
+    if not as_json:
+        typer.echo(f"figures  {page}")
+    if result.failures:
+        leave(1)
+
+
+def _tell_doubts(doubts: Any, how: str = "used although") -> None:
+    for doubt in doubts:
+        typer.echo(f"{how}: {doubt}", err=True)

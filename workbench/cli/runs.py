@@ -18,7 +18,7 @@ app = typer.Typer()
 
 _KINDS = (
     *("pipeline", "compress", "measure", "sweep", "fit", "candidate", "tune", "export", "verify"),
-    "study",
+    *("study", "compare", "capacity"),
 )
 _LONGEST_CELL = 40
 

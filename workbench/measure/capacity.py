@@ -49,12 +49,25 @@ class Capacity:
     runs: pd.DataFrame
     doubts: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        high = "?" if self.high_rps == inf else f"{self.high_rps:.3g}"
+        low = f"{self.low_rps:.3g}" if self.low_rps else "?"
+        return (
+            f"{self.rate_rps:.3g} requests/s keep the SLO for {self.attainment:.4g} of the requests"
+            f" ({self.confidence:.0%} interval {low} to {high})"
+        )
+
+    def text(self) -> str:
+        """As JSON; an unknown bound is null."""
+        rows = self.runs.to_dict("records")
+        high = None if self.high_rps == inf else self.high_rps
+        said = {**asdict(self), "high_rps": high, "runs": rows, "doubts": list(self.doubts)}
+        return json.dumps(said, indent=2) + "\n"
+
     def write(self, path: Path) -> Path:
-        """Write as JSON; an unknown bound is null."""
+        """Write as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        said = {**asdict(self), "runs": self.runs.to_dict("records"), "doubts": list(self.doubts)}
-        said["high_rps"] = None if self.high_rps == inf else self.high_rps
-        path.write_text(json.dumps(said, indent=2) + "\n")
+        path.write_text(self.text())
         return path
 
     @classmethod
@@ -66,8 +79,8 @@ class Capacity:
         return cls(**said, runs=runs, doubts=doubts)
 
     def _repr_html_(self) -> str:
-        head = f"<b>{self.rate_rps:.3g} requests/s [{self.low_rps:.3g}, {self.high_rps:.3g}]</b>"
-        return head + self.runs.to_html(index=False)
+        doubts = "".join(f"<br>used although: {doubt}" for doubt in self.doubts)
+        return f"<b>{self}</b>{doubts}" + self.runs.to_html(index=False)
 
 
 @dataclass

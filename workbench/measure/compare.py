@@ -29,11 +29,16 @@ _FEWEST = 6
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison."""
+    """One side of a comparison.
+
+    Attributes:
+        start: how to get at its engine, for example a server that runs; None starts vLLM.
+    """
 
     name: str
     variant: Variant
     engine_args: EngineArgs
+    start: StartEngine | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,16 @@ class Comparison:
     narrow_enough: bool
     doubts: tuple[str, ...] = ()
 
+    def text(self) -> str:
+        """As JSON."""
+        said = {"a": self.a, "b": self.b, "narrow_enough": self.narrow_enough}
+        rows = self.rows.to_dict("records")
+        return json.dumps({**said, "doubts": list(self.doubts), "rows": rows}, indent=2) + "\n"
+
     def write(self, path: Path) -> Path:
         """Write as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        said = {"a": self.a, "b": self.b, "narrow_enough": self.narrow_enough}
-        rows = self.rows.to_dict("records")
-        text = json.dumps({**said, "doubts": list(self.doubts), "rows": rows}, indent=2)
-        path.write_text(text + "\n")
+        path.write_text(self.text())
         return path
 
     @classmethod
@@ -102,7 +110,7 @@ def compare(
     Args:    together: both engines run at the same time; else each is started in turn, for a GPU that
                  holds one.
              force: use runs that cannot be trusted, and say so in `doubts`.
-             start: how an engine is started; None is a server, offline vLLM for a closed loop.
+             start: how vLLM is started; None is a server, offline for a closed loop.
     Raises:  MeasurementError: a repeat could not be trusted three times.
              InputError: arms of one name, or limits that cannot be.
     Source:  Hesterberg 2015, What Teachers Should Know About the Bootstrap, Am. Stat. 69(4): expanded
@@ -115,7 +123,8 @@ def compare(
             f"min_repeats(={min_repeats}) must be >= 2 and <= max_repeats(={max_repeats})",
             remedy=f"Take {_FEWEST} to 20.",
         )
-    mode: Mode = "offline" if isinstance(workload.arrivals, ClosedLoop) else "server"
+    closed = isinstance(workload.arrivals, ClosedLoop)
+    mode: Mode = "offline" if closed and a.start is b.start is None else "server"
     doubts: list[str] = []
     found: dict[str, list[Measurement]] = {a.name: [], b.name: []}
     with _Engines(start or START[mode], folder, together=together) as engines:
@@ -160,7 +169,7 @@ def ratios(
                 "low": low,
                 "high": high,
                 "repeats": len(logs),
-                "verdict": _verdict(ratio, low, high, narrow),
+                "verdict": _verdict(low, high, narrow),
             }
         )
     return pd.DataFrame(rows)
@@ -178,9 +187,9 @@ def interval(logs: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return float(np.exp(logs.mean())), float(low), float(high)
 
 
-def _verdict(ratio: float, low: float, high: float, narrow: float) -> str:
+def _verdict(low: float, high: float, narrow: float) -> str:
     if low > 1 or high < 1:
-        return f"b is {ratio:.3g}x [{low:.3g}, {high:.3g}]"
+        return "b is higher" if low > 1 else "b is lower"
     if low >= 1 - narrow and high <= 1 + narrow:
         return f"no difference beyond {narrow:.0%}"
     return "undecided"
@@ -231,8 +240,7 @@ class _Engines:
             if not self._together:
                 self.__exit__()
             stack = ExitStack()
-            engine = enter(
-                stack, arm.variant, arm.engine_args, self._start, self._folder / arm.name
-            )
+            start = arm.start or self._start
+            engine = enter(stack, arm.variant, arm.engine_args, start, self._folder / arm.name)
             self._running[arm.name] = engine, stack
         return self._running[arm.name][0]

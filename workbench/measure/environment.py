@@ -45,6 +45,15 @@ class Environment(Value):
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    def describe(self) -> str:
+        """One line: hardware, then versions."""
+        gpus = f"{self.gpu_count} GPU{'s' * (self.gpu_count > 1)}, " if self.gpu_count else ""
+        versions = "".join(f", {name} {text}" for name, text in sorted(self.versions.items()))
+        return (
+            f"{self.hardware}, {gpus}{self.cpu_count} CPUs, {self.memory_gib:.0f} GiB,"
+            f" Python {self.python}{versions}"
+        )
+
 
 def gpu_names() -> list[str]:
     """Names of the GPUs that this process may use; empty where there is no NVML."""

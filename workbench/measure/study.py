@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import log, nan, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
 from serving.values import Value, one_line
-from simulations.traffic import Fixed, Poisson, Workload
+from simulations.traffic import Fixed, Lengths, Poisson, Workload
 from workbench.measure.engine import OnProgress
-from workbench.measure.measurement import Measurement, Mode
+from workbench.measure.measurement import Measurement, Mode, frame
 from workbench.measure.points import START, Failure, Point, StartEngine
 from workbench.measure.prompts import requests_for
 from workbench.measure.spread import Group, Where, spread
@@ -131,6 +135,51 @@ class StudyResult:
     measurements: list[Measurement]
     failures: list[Failure]
 
+    def frame(self) -> pd.DataFrame:
+        """`frame` of the points, with prompt_tokens, output_tokens, repeat and what engines differ in."""
+        varied = list(self.study.engine_grid)
+        table = frame(self.measurements)
+        table.insert(
+            3, "prompt_tokens", [_tokens(m.workload.prompt_tokens) for m in self.measurements]
+        )
+        table.insert(
+            4, "output_tokens", [_tokens(m.workload.output_tokens) for m in self.measurements]
+        )
+        table.insert(5, "repeat", [m.workload.seed - self.study.seed for m in self.measurements])
+        for at, name in enumerate(varied):
+            values = [getattr(m.engine, name) for m in self.measurements]
+            table.insert(6 + at, name, pd.Series(values, dtype=object))
+        return table
+
+    def gains(
+        self, concurrency: int, over: int, metric: str = "output_tokens_per_s"
+    ) -> pd.DataFrame:
+        """How many times the metric one concurrency gives over another, by lengths and engine.
+
+        Of each repeat the ratio, then the geometric mean over repeats; the 95 % interval is Student's t
+        on their logarithms, NaN where there is one repeat. Points that cannot be trusted are left out.
+
+        Returns: columns variant, prompt_tokens, output_tokens, what engines differ in, gain, low, high,
+                 repeats; empty where neither was measured.
+        """
+        table = self.frame()
+        engines = list(self.study.engine_grid)
+        keys = ["variant", "prompt_tokens", "output_tokens", *engines]
+        table = table[table["valid"]].astype(dict.fromkeys(engines, str))
+        sides = [
+            table[table["batch"] == users].set_index([*keys, "repeat"])[metric]
+            for users in (concurrency, over)
+        ]
+        logs = (sides[0] / sides[1]).dropna().map(log)
+        rows = []
+        for at, of_repeats in logs.groupby(keys, sort=False):
+            n, mean = len(of_repeats), float(of_repeats.mean())
+            half = nan if n < 2 else float(stats.t.ppf(0.975, n - 1) * of_repeats.std() / sqrt(n))
+            gain, low, high = np.exp([mean, mean - half, mean + half])
+            named = dict(zip(keys, list(at), strict=True))
+            rows.append({**named, "gain": gain, "low": low, "high": high, "repeats": n})
+        return pd.DataFrame(rows, columns=[*keys, "gain", "low", "high", "repeats"])
+
 
 def run_study(
     study: Study,
@@ -199,6 +248,11 @@ def read_study(folder: Path) -> StudyResult:
         measurements=[Measurement.read(path.parent) for path in heads],
         failures=[Failure.read(path) for path in sorted(folder.glob("*/failed.json"))],
     )
+
+
+def _tokens(lengths: Lengths | None) -> float:
+    """A study's lengths are fixed; NaN for any other law."""
+    return lengths.tokens if isinstance(lengths, Fixed) else nan
 
 
 def _short(field: str) -> str:

@@ -21,6 +21,10 @@ AUTOSCALERS = "workbench-autoscalers"
 """Flat runs to compare: the baselines and the winner."""
 LOADS = "workbench-loads"
 """Flat runs: single loads that belong to no pipeline and no study."""
+COMPARISONS = "workbench-comparisons"
+"""A parent per paired comparison, a child per run."""
+CAPACITY = "workbench-capacity"
+"""A parent per search for the highest rate, a child per run."""
 FLAT = frozenset({VARIANTS, AUTOSCALERS, LOADS})
 """Experiments whose runs have no parent in MLflow: its chart view hides nested runs."""
 

@@ -106,6 +106,30 @@ class Tracker:
         """A single load, with what `Measurement.write` wrote to `folder`; returns the run id."""
         return self.log(studies.of_load(measurement, folder))
 
+    def comparison(self, folder: Path) -> str:
+        """A paired comparison that lies in `folder`: a parent, and a run per measurement."""
+        from workbench.measure.compare import Comparison
+
+        found = Comparison.read(folder / "comparison.json")
+        return self._group(studies.of_comparison(found, folder.name), folder)
+
+    def capacity(self, folder: Path) -> str:
+        """A search for the highest rate that lies in `folder`: a parent, and a run per measurement."""
+        from workbench.measure.capacity import Capacity
+
+        found = Capacity.read(folder / "capacity.json")
+        return self._group(studies.of_capacity(found, folder.name), folder)
+
+    def _group(self, parent: Record, folder: Path) -> str:
+        from workbench.measure import Measurement
+
+        with self._parent_run(parent) as run_id:
+            for head in sorted(folder.glob("*/measurement.json")):
+                measured = Measurement.read(head.parent)
+                self.log(studies.of_run(measured, head.parent, parent), run_id)
+            self.add(run_id, parent.metrics)
+        return run_id
+
     def runs(self, stage: str | None = None) -> pd.DataFrame:
         """One row per finished run: run_id, parent_run_id, name, stage, parameters, metrics, tags.
 

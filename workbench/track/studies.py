@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.values import Estimate
 from workbench.track.origin import on_which
-from workbench.track.record import AUTOSCALERS, LOADS, TRAIL, VARIANTS, Record, cut, flat
+from workbench.track.record import (
+    AUTOSCALERS,
+    CAPACITY,
+    COMPARISONS,
+    LOADS,
+    TRAIL,
+    VARIANTS,
+    Record,
+    cut,
+    flat,
+    numbers,
+)
 from workbench.track.records import of_measurement
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
+    from workbench.measure.capacity import Capacity
+    from workbench.measure.compare import Comparison
     from workbench.measure.points import Failure
     from workbench.measure.study import StudyResult
 
-_TAKEN = (VARIANTS, AUTOSCALERS, LOADS)
+_TAKEN = (VARIANTS, AUTOSCALERS, LOADS, COMPARISONS, CAPACITY)
 
 
 def experiment_of(study: str) -> str:
@@ -81,3 +96,49 @@ def of_failure(failure: Failure, result: StudyResult) -> Record:
 def of_load(measurement: Measurement, folder: Path | None) -> Record:
     """A single load that belongs to no study."""
     return replace(of_measurement(measurement, folder), experiment=LOADS)
+
+
+def of_comparison(found: Comparison, name: str) -> Record:
+    """The parent of a comparison's runs: the ratio of each metric with its interval."""
+    ratios = {
+        f"ratio/{row['metric']}": Estimate(
+            value=row["ratio"], low=row["low"], high=row["high"], n=row["repeats"]
+        )
+        for row in found.rows.to_dict("records")
+    }
+    return Record(
+        "compare",
+        name,
+        params={"a": found.a, "b": found.b},
+        metrics={**numbers(ratios), "narrow_enough": float(found.narrow_enough)},
+        tags=_doubted(found.doubts),
+        texts={"comparison.json": found.text()},
+        experiment=COMPARISONS,
+    )
+
+
+def of_capacity(found: Capacity, name: str) -> Record:
+    """The parent of a search's runs: the highest rate and its interval, where known."""
+    bounds = {"capacity_low_rps": found.low_rps, "capacity_high_rps": found.high_rps}
+    return Record(
+        "capacity",
+        name,
+        params={"attainment": f"{found.attainment:g}", "confidence": f"{found.confidence:g}"},
+        metrics={
+            "capacity_rps": found.rate_rps,
+            **{bound: rate_rps for bound, rate_rps in bounds.items() if isfinite(rate_rps)},
+            "runs": float(len(found.runs)),
+        },
+        tags=_doubted(found.doubts),
+        texts={"capacity.json": found.text()},
+        experiment=CAPACITY,
+    )
+
+
+def of_run(measurement: Measurement, folder: Path, parent: Record) -> Record:
+    """One run of a comparison or a search."""
+    return replace(of_measurement(measurement, folder), experiment=parent.experiment)
+
+
+def _doubted(doubts: tuple[str, ...]) -> dict[str, str]:
+    return {"doubts": cut("; ".join(doubts))} if doubts else {}
