@@ -1,10 +1,11 @@
 """An OpenAI-compatible server that computes nothing: as little as an answer can cost.
 
-    python -m benchmarks.dummy_server
+    python -m benchmarks.dummy_server [GAP_S]
 
 prints its port. A request for n tokens gets one chunk at once and n - 1 more, one every `gap_s` that
-the model's name says (`gap-0.01`); all streams of one gap tick together, as the sequences of a batch
-do. Times of an answer are then the client's and the loopback's alone.
+the model's name says (`gap-0.01`; GAP_S is of the one that it lists); all streams of one gap tick
+together, as the sequences of a batch do. Times of an answer are then the client's and the loopback's
+alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import cast
@@ -20,6 +22,7 @@ _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
+GAP_S = float(sys.argv[1]) if len(sys.argv) > 1 else 0.01
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
@@ -41,6 +44,12 @@ _CHOICE = {
     "stop_reason": None,
 }
 CHUNK = _event(_message(choices=[_CHOICE], usage=None))
+
+
+def _whole(status: bytes, data: object) -> bytes:
+    body = json.dumps(data).encode()
+    kind = b"content-type: application/json\r\n"
+    return b"HTTP/1.1 %s\r\n%bcontent-length: %d\r\n\r\n%b" % (status, kind, len(body), body)
 
 
 class _Ticker:
@@ -81,9 +90,15 @@ class _Connection(asyncio.Protocol):
             whole = end + 4 + (int(said[1]) if said else 0)
             if len(self._received) < whole:
                 return
-            asked = json.loads(self._received[end + 4 : whole])
+            head, body = self._received[:end], self._received[end + 4 : whole]
             self._received = self._received[whole:]
-            self._answer(asked["max_tokens"], asked["model"])
+            if head.startswith(b"POST /v1/completions"):
+                asked = json.loads(body)
+                self._answer(asked["max_tokens"], asked["model"])
+            elif head.startswith(b"GET /v1/models"):
+                self._transport.write(_whole(b"200 OK", {"data": [{"id": f"gap-{GAP_S}"}]}))
+            else:
+                self._transport.write(_whole(b"404 Not Found", {}))
 
     def _answer(self, tokens: int, model: str) -> None:
         usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}

@@ -43,9 +43,9 @@ def figure(result: StudyResult) -> go.Figure:
     table = result.frame()
     batches = sorted(int(users) for users in table["batch"].dropna().unique())
     drawn = theme.canvas(
-        "Throughput over batch 1",
+        "Output tokens per second, over those of batch 1",
         theme.batch_axis(batches),
-        theme.log_axis("times the output tokens per second of batch 1", [1, 2 * max(batches)]),
+        theme.log_axis("speed-up over batch 1 (×)", [1, 2 * max(batches)]),
     )
     keys = ["variant", "prompt_tokens", "output_tokens", *result.study.engine_grid]
     gains = {users: result.gains(users, over=1).set_index(keys) for users in batches if users > 1}

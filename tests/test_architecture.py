@@ -89,6 +89,7 @@ def test_public_names() -> None:
     import workbench
 
     assert workbench.__all__ == [
+        "Arm",
         "Candidate",
         "Cluster",
         "EngineArgs",
@@ -98,16 +99,20 @@ def test_public_names() -> None:
         "SearchSpace",
         "SimResult",
         "Slo",
+        "Study",
         "Variant",
         "Verification",
         "WorkbenchError",
         "Workload",
+        "capacity",
+        "compare",
         "compress",
         "export",
         "fit",
         "frame",
         "measure",
         "report",
+        "run_study",
         "shipped_checkpoint",
         "simulate",
         "sweep_batches",

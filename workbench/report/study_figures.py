@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
     from workbench.measure.study import StudyResult
 
+_AXES = {
+    "output_tokens_per_s": ("output", "tokens per second", 1.0),
+    "ttft_p99_s": ("TTFT p99", "ms", 1e3),
+    "tpot_p50_s": ("TPOT p50", "ms", 1e3),
+}
+"""Metric -> name, unit and how many of them a second (or token per second) is."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ study.name }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from experiments import batching
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
 from workbench.measure import Measurement
+from workbench.measure.points import Failure
 from workbench.measure.spread import Where
-from workbench.measure.study import Study, read_study, run_study
+from workbench.measure.study import Study, StudyResult, read_study, run_study
+from workbench.report.study_figures import study_figures, study_page
 
 from . import engines
 from .engines import DEADLY_BATCH, dying, killed, log, measured, noted, refusing
@@ -243,3 +247,80 @@ def test_engine_arguments_reach_the_engine_of_the_point(variant: Variant, tmp_pa
     result = run_study(grid, [variant], folder=tmp_path, start=noted)
     assert [m.engine.kv_cache_dtype for m in result.measurements] == ["auto", "fp8"]
     assert EngineArgs(kv_cache_dtype="fp8").cli().count("--kv-cache-dtype") == 1
+
+
+def with_times(variant: Variant, folder: Path, factors: dict[int, float]) -> StudyResult:
+    """Two repeats of batches 1 and 5 on two engines; repeat r took factors[r] of the time."""
+    found = run_study(
+        study(concurrency=(1, 5), repeats=2, engine_grid={"max_num_seqs": (8, 16)}),
+        [variant],
+        folder=folder,
+        start=noted,
+    )
+    timed = []
+    for m in found.measurements:
+        slower = factors[m.workload.seed] if m.batch == 5 else 1.0
+        table = m.requests.assign(scheduled_s=0.0, sent_s=0.0, first_token_s=slower)
+        tokens = table["output_tokens"].sum()
+        timed.append(replace(m, requests=table.assign(end_s=slower * tokens / m.batch)))
+    return replace(found, measurements=timed)
+
+
+def test_gains_of_a_batch_with_their_interval(variant: Variant, tmp_path: Path) -> None:
+    """By hand: 5 x and 5 / 1.21 x, so 5 / 1.1 x, and t(0.975, 1) = 12.706 on the logarithms."""
+    result = with_times(variant, tmp_path, {0: 1.0, 1: 1.21})
+    gains = result.gains(5, over=1)
+    assert gains["max_num_seqs"].tolist() == ["8", "16"]
+    assert gains["repeats"].tolist() == [2, 2]
+    assert gains["gain"].to_numpy() == pytest.approx(5 / 1.1)
+    assert gains["high"].to_numpy() == pytest.approx(5 / 1.1 * 1.1**12.706, rel=1e-3)
+    assert (gains["low"] * gains["high"]).to_numpy() == pytest.approx((5 / 1.1) ** 2)
+    assert result.gains(64, over=1).empty
+
+
+def test_gains_leave_out_what_cannot_be_trusted(variant: Variant, tmp_path: Path) -> None:
+    result = with_times(variant, tmp_path, {0: 1.0, 1: 1.21})
+    points = [m.judged(["late"]) if m.workload.seed == 1 else m for m in result.measurements]
+    gains = replace(result, measurements=points).gains(5, over=1)
+    assert gains["gain"].to_numpy() == pytest.approx(5)
+    assert gains["low"].isna().all()
+
+
+def test_the_page_shows_every_line_and_what_is_missing(variant: Variant, tmp_path: Path) -> None:
+    result = with_times(variant, tmp_path, {0: 1.0, 1: 1.21})
+    first = result.measurements[0]
+    failure = Failure(
+        name="gone",
+        variant=variant,
+        engine=first.engine,
+        workload=first.workload,
+        cause="out of <memory>",
+    )
+    doubted = [first.judged(["late by 9 ms"]), *result.measurements[1:]]
+    throughput, latency = study_figures(result)
+    assert [line.name for line in throughput.data] == [
+        "20 → 4 tokens, max_num_seqs=8",
+        "20 → 4 tokens, max_num_seqs=16",
+    ]
+    assert throughput.data[0].y[1] == pytest.approx((5 + 5 / 1.21) / 2, rel=1e-6)
+    assert latency.layout.yaxis.title.text == "TPOT p50 (ms)"
+    page = study_page(
+        replace(result, measurements=doubted, failures=[failure]), tmp_path / "a.html"
+    ).read_text()
+    assert "How much does a batch give?" in page
+    assert "out of &lt;memory&gt;" in page
+    assert f"{first.name}: late by 9 ms" in page
+    assert first.environment.describe() in page
+
+
+def test_the_committed_study_answers_the_articles_claim(tmp_path: Path) -> None:
+    """Batch 1 to 32 gives 5x? On an H100 more, at every length and KV cache that was measured."""
+    result = read_study(batching.RESULTS)
+    assert len(result.measurements) == 72
+    assert not [m.name for m in result.measurements if m.invalid]
+    gains = result.gains(32, over=1)
+    assert (gains["low"] > batching.CLAIM).all()
+    assert "of 4 combinations 4 lie above 5x" in batching.answer(result)
+    drawn = batching.figure(result)
+    assert len(drawn.data) == 4
+    assert list(drawn.data[0].x) == [2, 4, 8, 16, 32, 64, 128, 256]

@@ -1,0 +1,120 @@
+"""Commands that measure, against a server whose times are known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.track import list_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[tuple[str, str]]:
+    """Servers that send a token every 10 ms, and every 20 ms."""
+    with ExitStack() as stack:
+        found = []
+        for gap_s in ("0.01", "0.02"):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.dummy_server", gap_s],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            found.append(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        yield found[0], found[1]
+
+
+def workbench(*arguments: str, workdir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workbench.cli", *arguments, "--workdir", str(workdir)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+LOAD = ("--output-tokens", "11", "--duration-s", "4", "--warmup-s", "0.5")
+
+
+def test_load_measures_a_server_that_runs(urls: tuple[str, str], tmp_path: Path) -> None:
+    done = workbench(
+        *("load", "--url", urls[0], "--rate", "20", "--ttft-p99", "0.5", "--json", *LOAD),
+        workdir=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["invalid"] == ""
+    assert row["tpot_p50_s"] == pytest.approx(0.01, rel=0.1)
+    assert row["slo_attainment"] == 1
+    assert (tmp_path / "loads" / "model-server-rate20" / "measurement.json").exists()
+    runs = list_runs(tmp_path)
+    assert runs["name"].tolist() == ["model-server-rate20"]
+    assert float(runs["tpot_p50_s"][0]) == pytest.approx(row["tpot_p50_s"], rel=1e-4)
+
+
+def test_a_load_that_cannot_be_trusted_says_why(urls: tuple[str, str], tmp_path: Path) -> None:
+    done = workbench("load", "--url", urls[0], "--rate", "2", *LOAD, workdir=tmp_path)
+    assert done.returncode == 1
+    assert "cannot be trusted: " in done.stderr
+    assert "requests are too few" in done.stderr
+    assert "ttft_p50_s" in done.stdout
+
+
+def test_compare_gives_the_ratio_of_two_servers(urls: tuple[str, str], tmp_path: Path) -> None:
+    command = ("compare", "--url", urls[0], "--b-url", urls[1], "--concurrency", "5", *LOAD)
+    done = workbench(*command, "--narrow", "0.2", "--json", workdir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows: dict[str, Any] = {row["metric"]: row for row in json.loads(done.stdout)}
+    assert rows["tpot_p50_s"]["ratio"] == pytest.approx(2, rel=0.1)
+    assert rows["tpot_p50_s"]["verdict"] == "b is higher"
+    assert rows["output_tokens_per_s"]["verdict"] == "b is lower"
+    runs = list_runs(tmp_path)
+    assert sorted(runs["stage"]) == ["compare"] + 12 * ["measure"]
+    (parent,) = runs[runs["stage"] == "compare"].to_dict("records")
+    assert parent["ratio/tpot_p50_s"] == pytest.approx(rows["tpot_p50_s"]["ratio"], rel=1e-4)
+
+
+def test_capacity_of_a_server(urls: tuple[str, str], tmp_path: Path) -> None:
+    """The server computes nothing: any rate is kept, and the search ends where it may no further."""
+    command = ("capacity", "--url", urls[0], "--e2e-p99", "0.3", "--start-rps", "20", *LOAD)
+    done = workbench(*command, "--max-runs", "2", "--attainment", "0.9", "--json", workdir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rate_rps"], found["low_rps"], found["high_rps"]) == (40.0, 40.0, None)
+    assert [row["rate_rps"] for row in found["runs"]] == [20.0, 40.0]
+    runs = list_runs(tmp_path)
+    (parent,) = runs[runs["stage"] == "capacity"].to_dict("records")
+    assert parent["capacity_rps"] == 40
+
+
+def test_capacity_below_which_nothing_is_kept(urls: tuple[str, str], tmp_path: Path) -> None:
+    command = ("capacity", "--url", urls[0], "--e2e-p99", "0.01", "--start-rps", "20", *LOAD)
+    done = workbench(*command, "--attainment", "0.9", workdir=tmp_path)
+    assert done.returncode == 2
+    assert "the SLO is broken even at" in done.stderr
+
+
+def test_what_a_store_could_not_take_is_logged_later(
+    urls: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    command = ("capacity", "--url", urls[0], "--e2e-p99", "0.3", "--start-rps", "20", *LOAD)
+    done = workbench(*command, "--max-runs", "1", workdir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "workbench log" in done.stderr
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert workbench("log", workdir=tmp_path).returncode == 0
+    assert sorted(list_runs(tmp_path)["stage"]) == ["capacity", "measure"]
