@@ -71,12 +71,8 @@ def study_figures(result: StudyResult) -> list[go.Figure]:
 def _lines(
     table: pd.DataFrame, engines: list[str], title: str, by: str, x: dict[str, object], metric: str
 ) -> go.Figure:
-    seconds = metric.endswith("_s") and not metric.endswith("_per_s")
-    scale, unit = (1e3, "ms") if seconds else (1.0, "tokens per second")
-    values = scale * table[metric]
-    figure = theme.canvas(
-        title, x, theme.log_axis(f"{metric.rpartition('_s')[0]} ({unit})", values)
-    )
+    quantity, unit, scale = _AXES[metric]
+    figure = theme.canvas(title, x, theme.log_axis(f"{quantity} ({unit})", scale * table[metric]))
     varied = [name for name in engines if table[name].astype(str).nunique() > 1]
     labels = _labels(table, varied)
     lengths = [
