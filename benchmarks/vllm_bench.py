@@ -1,6 +1,6 @@
 """Our client beside `vllm bench serve`: the same running server, prompts and send times, alternating.
 
-    python -m benchmarks.vllm_bench [--repeats 8] [--rate 6] [--url http://HOST:PORT --model NAME]
+    python -m benchmarks.vllm_bench [--repeats 8] [--rate 2] [--model FOLDER]
 
 Both get the same prompts, as token ids, and the same schedule. Pairs are run in the order ours,
 theirs, theirs, ours, so that drift cancels. What is compared is each tool's own arithmetic: their
@@ -24,9 +24,10 @@ import numpy as np
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
-from simulations.traffic import LogNormal, Poisson, Workload
+from simulations.traffic import Constant, Fixed, Uniform, Workload
 from workbench.apart import Child, Link
 from workbench.measure import measure
+from workbench.measure.compare import interval
 from workbench.measure.engine import Engine
 from workbench.measure.outcome import Request
 from workbench.measure.prompts import requests_for
@@ -42,7 +43,7 @@ COMPARED = {
     "e2e_p50_s": "median_e2el_ms",
     "output_tokens_per_s": "output_throughput",
 }
-_RESAMPLES = 2000
+Pair = tuple[dict[str, float], dict[str, float]]
 
 
 def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
@@ -100,63 +101,69 @@ def ours(engine: Engine, variant: Variant, args: EngineArgs, load: Workload, fol
     return measured.summary(), measured.invalid
 
 
-def compare(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> list[dict[str, Any]]:
+def alternate(
+    engine: ServerEngine,
+    stock: Child,
+    variant: Variant,
+    args: EngineArgs,
+    load: Workload,
+    repeats: int,
+    folder: Path,
+) -> tuple[list[Pair], set[str]]:
+    """Pairs of (ours, theirs), and why some of ours cannot be trusted; the first pair warms up."""
+    pairs: list[Pair] = []
+    doubts: set[str] = set()
+    for repeat in range(-1, repeats):
+        now = load.at(seed=load.seed + repeat + 1)
+        found: dict[str, Any] = {}
+        for who in ("ours", "theirs") if repeat % 2 else ("theirs", "ours"):
+            if who == "ours":
+                found[who], why = ours(engine, variant, args, now, folder)
+                doubts |= set(why) if repeat >= 0 else set()
+            else:
+                stock.send(requests_for(variant, now, args))
+                found[who] = stock.receive()[1]
+        if repeat >= 0:
+            pairs.append((found["ours"], found["theirs"]))
+            ratio = found["ours"]["ttft_p50_s"] * 1e3 / found["theirs"]["median_ttft_ms"]
+            print(f"pair {repeat + 1} of {repeats}: TTFT p50 {ratio:.3f}", flush=True)
+    return pairs, doubts
+
+
+def compare(pairs: list[Pair]) -> list[dict[str, Any]]:
     """Ratio ours / theirs of each metric, geometric mean over pairs with a bootstrap interval."""
-    rng = np.random.default_rng(0)
     rows = []
     for name, their_name in COMPARED.items():
         scale = 1e3 if their_name.endswith("_ms") else 1.0
-        logs = np.log([mine[name] * scale / stock[their_name] for mine, stock in pairs])
-        drawn = rng.choice(logs, (_RESAMPLES, len(logs))).mean(axis=1)
-        low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
-        rows.append(
-            {
-                "metric": name,
-                "ours": float(np.median([mine[name] for mine, _ in pairs])),
-                "theirs": float(np.median([stock[their_name] / scale for _, stock in pairs])),
-                "ratio": float(np.exp(logs.mean())),
-                "low": float(low),
-                "high": float(high),
-            }
-        )
+        mine = np.array([one[name] for one, _ in pairs])
+        stock = np.array([other[their_name] / scale for _, other in pairs])
+        ratio, low, high = interval(np.log(mine / stock))
+        medians = {"ours": float(np.median(mine)), "theirs": float(np.median(stock))}
+        rows.append({"metric": name, **medians, "ratio": ratio, "low": low, "high": high})
     return rows
 
 
 def main() -> None:
     """Print a table, and JSON last."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=6.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each run")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
     parser.add_argument("--model", default=str(shipped_checkpoint()))
     asked = parser.parse_args()
     variant, args = Variant(name="model", model=asked.model), engine_for_this_machine()
-    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
-    doubts: set[str] = set()
+    load = Workload(
+        # An even rate at which requests hardly meet: what differs then is the client.
+        arrivals=Constant(rate_rps=asked.rate),
+        prompt_tokens=Uniform(min_tokens=192, max_tokens=320),
+        output_tokens=Fixed(tokens=64),
+        duration_s=asked.seconds,
+    )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = stack.enter_context(ServerEngine(variant, args, folder=folder))
         stock = stack.enter_context(Child(theirs, engine.url, variant.name, variant.model))
-        for repeat in range(-1, asked.repeats):
-            load = Workload(
-                arrivals=Poisson(rate_rps=asked.rate),
-                prompt_tokens=LogNormal(median_tokens=48, mean_tokens=64, max_tokens=256),
-                output_tokens=LogNormal(median_tokens=40, mean_tokens=56, max_tokens=256),
-                duration_s=asked.seconds,
-                seed=repeat + 1,
-            )
-            found: dict[str, Any] = {}
-            for who in ("ours", "theirs") if repeat % 2 else ("theirs", "ours"):
-                if who == "ours":
-                    found[who], why = ours(engine, variant, args, load, folder)
-                    doubts |= set(why) if repeat >= 0 else set()
-                else:
-                    stock.send(requests_for(variant, load, args))
-                    found[who] = stock.receive()[1]
-            if repeat >= 0:  # the first pair warms up, both tools and server
-                pairs.append((found["ours"], found["theirs"]))
-                ratio = found["ours"]["ttft_p50_s"] * 1e3 / found["theirs"]["median_ttft_ms"]
-                print(f"pair {repeat + 1} of {asked.repeats}: TTFT p50 {ratio:.3f}", flush=True)
+        pairs, doubts = alternate(engine, stock, variant, args, load, asked.repeats, folder)
     rows = compare(pairs)
     for row in rows:
         print(
