@@ -4,8 +4,9 @@
 
 Both get the same prompts, as token ids, and the same schedule. Pairs are run in the order ours,
 theirs, theirs, ours, so that drift cancels. What is compared is each tool's own arithmetic: their
-`benchmark()` result against our `Measurement.summary()`. The target: medians within 2 %. The last
-line is JSON.
+`benchmark()` result against our `Measurement.summary()`. The target: medians within 2 %. Either tool
+adds something to a TTFT by itself, which is measured on a server that computes nothing. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import asyncio
 import inspect
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,6 +32,7 @@ from workbench.apart import Child, Link
 from workbench.measure import measure
 from workbench.measure.compare import interval
 from workbench.measure.engine import Engine
+from workbench.measure.load import send
 from workbench.measure.outcome import Request
 from workbench.measure.prompts import requests_for
 from workbench.measure.vllm_server import ServerEngine
@@ -43,11 +47,14 @@ COMPARED = {
     "e2e_p50_s": "median_e2el_ms",
     "output_tokens_per_s": "output_throughput",
 }
+_NET = " less the client's own"
+_WITHOUT = f"ttft_p50_s{_NET}"
+_GAP_S = 0.005
 Pair = tuple[dict[str, float], dict[str, float]]
 
 
-def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
-    """Runs `vllm bench serve`'s benchmark() for each list of requests that comes."""
+def theirs(link: Link, tokenizer: str) -> None:
+    """Runs `vllm bench serve`'s benchmark() for each (address, model, requests) that comes."""
     from transformers import AutoTokenizer
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark
@@ -55,10 +62,6 @@ def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
     options: dict[str, Any] = {
         "task_type": TaskType.GENERATION,
         "endpoint_type": "vllm",
-        "api_url": f"{url}/v1/completions",
-        "base_url": url,
-        "model_id": model,
-        "model_name": model,
         "tokenizer": AutoTokenizer.from_pretrained(tokenizer),
         "logprobs": None,
         "request_rate": float("inf"),
@@ -81,7 +84,7 @@ def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
     if "self_timed" not in known:
         raise InputError("this vLLM cannot replay send times", remedy="Install 0.30 or later.")
     while True:
-        requests: Sequence[Request] = link.receive()
+        url, model, requests = link.receive()
         samples = [
             SampleRequest(
                 prompt=list(request.prompt_token_ids),
@@ -91,7 +94,9 @@ def theirs(link: Link, url: str, model: str, tokenizer: str) -> None:
             )
             for request in requests
         ]
-        found = asyncio.run(benchmark(**options, input_requests=samples))
+        server = {"api_url": f"{url}/v1/completions", "base_url": url}
+        named = {"model_id": model, "model_name": model}
+        found = asyncio.run(benchmark(**options, **server, **named, input_requests=samples))
         link.send({name: value for name, value in found.items() if isinstance(value, float | int)})
 
 
@@ -121,7 +126,7 @@ def alternate(
                 found[who], why = ours(engine, variant, args, now, folder)
                 doubts |= set(why) if repeat >= 0 else set()
             else:
-                stock.send(requests_for(variant, now, args))
+                stock.send((engine.url, variant.name, requests_for(variant, now, args)))
                 found[who] = stock.receive()[1]
         if repeat >= 0:
             pairs.append((found["ours"], found["theirs"]))
@@ -130,13 +135,37 @@ def alternate(
     return pairs, doubts
 
 
-def compare(pairs: list[Pair]) -> list[dict[str, Any]]:
-    """Ratio ours / theirs of each metric, geometric mean over pairs with a bootstrap interval."""
+def floors(stock: Child, requests: Sequence[Request]) -> tuple[float, float]:
+    """Median TTFT, seconds, that our client and theirs see of a server that computes nothing.
+
+    What each tool adds by itself: on a server it is part of every TTFT that the tool reports.
+    """
+    model = f"gap-{_GAP_S}"
+    command = [sys.executable, "-m", "benchmarks.dummy_server", str(_GAP_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            done = send(url, model, requests).outcomes
+            stock.send((url, model, requests))
+            theirs_s = stock.receive()[1]["median_ttft_ms"] / 1e3
+        finally:
+            server.kill()
+    seen = [one.first_token_s - one.sent_s for one in done if one.first_token_s and one.sent_s]
+    return float(np.median(seen)), theirs_s
+
+
+def compare(pairs: list[Pair], own_s: tuple[float, float]) -> list[dict[str, Any]]:
+    """Ratio ours / theirs of each metric, geometric mean over pairs with a bootstrap interval.
+
+    Args:    own_s: what each tool adds to a TTFT by itself; a last row is without it.
+    """
     rows = []
-    for name, their_name in COMPARED.items():
+    for name, their_name in [*COMPARED.items(), (_WITHOUT, COMPARED["ttft_p50_s"])]:
         scale = 1e3 if their_name.endswith("_ms") else 1.0
-        mine = np.array([one[name] for one, _ in pairs])
-        stock = np.array([other[their_name] / scale for _, other in pairs])
+        without = own_s if name == _WITHOUT else (0.0, 0.0)
+        mine = np.array([one[name.removesuffix(_NET)] for one, _ in pairs]) - without[0]
+        stock = np.array([other[their_name] / scale for _, other in pairs]) - without[1]
         ratio, low, high = interval(np.log(mine / stock))
         medians = {"ours": float(np.median(mine)), "theirs": float(np.median(stock))}
         rows.append({"metric": name, **medians, "ratio": ratio, "low": low, "high": high})
@@ -162,19 +191,25 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = stack.enter_context(ServerEngine(variant, args, folder=folder))
-        stock = stack.enter_context(Child(theirs, engine.url, variant.name, variant.model))
+        stock = stack.enter_context(Child(theirs, variant.model))
         pairs, doubts = alternate(engine, stock, variant, args, load, asked.repeats, folder)
-    rows = compare(pairs)
+        own_s = floors(stock, requests_for(variant, load, args))
+    rows = compare(pairs, own_s)
     for row in rows:
         print(
-            f"{row['metric']:<20} ours {row['ours']:.5g}  theirs {row['theirs']:.5g}"
+            f"{row['metric']:<32} ours {row['ours']:.5g}  theirs {row['theirs']:.5g}"
             f"  ratio {row['ratio']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
         )
+    print(f"TTFT of a server that computes nothing: ours {own_s[0]:.5f}, theirs {own_s[1]:.5f}")
     worst = max(abs(row["ratio"] - 1) for row in rows)
     print(f"largest difference {worst:.2%}, target {TARGET:.0%}")
     for doubt in sorted(doubts):
         print(f"doubt: {doubt}")
-    print(json.dumps({"rows": rows, "largest_difference": worst, "doubts": sorted(doubts)}))
+    print(
+        json.dumps(
+            {"rows": rows, "own_s": own_s, "largest_difference": worst, "doubts": sorted(doubts)}
+        )
+    )
 
 
 if __name__ == "__main__":
