@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,6 +65,11 @@ class Value(BaseModel):
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def doubted_html(doubts: Sequence[str]) -> str:
+    """Lines that say why what is shown cannot be trusted; empty where it can."""
+    return "".join(f"<br>cannot be trusted: {html.escape(doubt)}" for doubt in doubts)
 
 
 class Estimate(Value):

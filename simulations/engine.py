@@ -155,4 +155,4 @@ def predict(
         for name in per_seed[0]
         if not np.isnan(per_seed[0][name])
     }
-    return Prediction(workload=workload, metrics=metrics)
+    return Prediction(workload=workload, metrics=metrics, doubts=latency.doubts)

@@ -69,6 +69,8 @@ class LatencyModel(Value):
     """Relative errors on steps (and seconds of load) that were not fitted."""
     source: str
     """What was measured: hardware, versions, run ids."""
+    doubts: tuple[str, ...] = ()
+    """Why measurements that were used by force cannot be trusted."""
 
     def step_time_s(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from serving.values import Estimate, Value
+from serving.values import Estimate, Value, doubted_html
 from simulations.traffic import Workload
 
 
@@ -20,6 +20,8 @@ class Prediction(Value):
     tolerance_p50: float = 0.25
     """Largest relative error that still counts as kept, for medians and throughput."""
     tolerance_p99: float = 0.5
+    doubts: tuple[str, ...] = ()
+    """Those of the latency model."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class SimResult:
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
         alerts: DataFrame: alert, seed, started_at_s, ended_at_s.
         keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
+        doubts: those of the latency model.
     """
 
     plan_name: str
@@ -47,10 +50,11 @@ class SimResult:
     timeline: pd.DataFrame
     alerts: pd.DataFrame
     keeps_slo: bool
+    doubts: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame(
             [{"metric": name, **e.model_dump()} for name, e in self.metrics.items()]
         ).to_html(index=False, float_format="{:.4g}".format)
         verdict = "keeps the SLO" if self.keeps_slo else "breaks the SLO"
-        return f"<b>{self.plan_name}</b> {verdict}{table}"
+        return f"<b>{self.plan_name}</b> {verdict}{doubted_html(self.doubts)}{table}"

@@ -82,6 +82,7 @@ def simulate(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
         ),
+        doubts=latency.doubts,
     )
 
 

@@ -24,6 +24,7 @@ def evidence_page(plan: Plan, evidence: Evidence) -> str:
         f"# What {plan.name} rests on",
         f"Measured on {on}; versions: {versions or 'not recorded'}."
         " Numbers in brackets are 95 % intervals.",
+        *(f"**Rests on what cannot be trusted.** {why}" for why in evidence.prediction.doubts),
         f"## The model: {plan.variant.name}, made by {plan.variant.method}",
         _pairs("quality", dict(plan.variant.quality) if plan.variant.quality else {}),
         "## Measured",

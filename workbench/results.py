@@ -111,7 +111,8 @@ class Results:
             case "tune":
                 run.tune(self.tuning())
             case "export":
-                run.export(folder / "bundle", self.tuning().winner)
+                tuning = self.tuning()
+                run.export(folder / "bundle", tuning.winner, tuning.doubts)
             case "verify":
                 verification = self.verification()
                 if verification is not None:

@@ -69,6 +69,8 @@ class Settings(Value):
     distil_tokens: int = Field(600_000, ge=1_000)
     quality_tokens: int = Field(32_768, ge=512)
     quality_tasks: int = Field(500, ge=10)
+    force: bool = False
+    """Fit and tune on measurements that cannot be trusted; every result then says so."""
 
     @model_validator(mode="after")
     def _positive(self) -> Settings:

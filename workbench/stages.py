@@ -99,7 +99,13 @@ def _fit(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     order = with_server + [v for v in results.variants() if v not in with_server]
     for number, variant in enumerate(order):
         on_progress(variant.name, number / len(order))
-        own = [m for m in offline + server if m.variant.name == variant.name and not m.invalid]
+        own = [m for m in offline + server if m.variant.name == variant.name]
+        own = [m for m in own if results.settings.force or not m.invalid]
+        if not own:
+            raise MeasurementError(
+                f"no measurement of {variant.name!r} can be trusted",
+                remedy="Run `workbench measure` again on a quiet machine, or `fit --force`.",
+            )
         borrowed = None if variant in with_server else models[0]
         models.append(
             fit(
@@ -107,6 +113,7 @@ def _fit(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
                 seed=results.settings.seed,
                 overheads_from=borrowed,
                 cold_start=borrowed.cold_start if borrowed else None,
+                force=results.settings.force,
             )
         )
         models[-1].write(folder / f"{variant.name}.json")
@@ -147,6 +154,7 @@ def _tune(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         seed=chosen.seed,
         n_jobs=len(os.sched_getaffinity(0)),
         gpu_usd_per_hour=chosen.gpu_usd_per_hour,
+        force=chosen.force,
         on_progress=on_progress,
     )
     tuning.write(folder)
@@ -159,8 +167,9 @@ def _export(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     on_progress(tuning.winner.name, 0.1)
     winner = tuning.winner.variant.name
     points = results.measurements("sweep") + results.measurements("serve")
+    used = [point for point in points if results.settings.force or not point.invalid]
     evidence = Evidence.of(
-        measurements=[point for point in points if point.variant.name == winner],
+        measurements=[point for point in used if point.variant.name == winner],
         latency=results.latency_models()[winner],
         tuning=tuning,
         mlflow_run_ids=results.run_ids(),
@@ -239,7 +248,7 @@ STAGES = (
         "fit",
         "Fit: latency models from the step log",
         "fit",
-        (),
+        ("force",),
         ("compress", "sweep", "serve"),
         _fit,
     ),

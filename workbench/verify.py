@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -11,12 +12,14 @@ import pandas as pd
 
 from serving.errors import BundleError, InputError, MeasurementError
 from serving.plan import Variant
+from serving.values import doubted_html
 from simulations.result import Prediction
 from workbench.export import MODEL, check
 from workbench.measure import Engine, Measurement, measure
 
 OnProgress = Callable[[str, float], None]
 _REPLAY = "replay"
+_DOUBTS = "doubts.json"
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,19 @@ class Verification:
             tolerance, holds; one row per metric.
         holds: whether all rows do.
         measurement: the first replay, where it is at hand.
+        doubts: those of the prediction.
     """
 
     rows: pd.DataFrame
     holds: bool
     measurement: Measurement | None = None
+    doubts: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> Path:
         """Write folder/verification.parquet (and .json, for other programs)."""
         folder.mkdir(parents=True, exist_ok=True)
         self.rows.to_json(folder / "verification.json", orient="records", indent=2)
+        (folder / _DOUBTS).write_text(json.dumps(self.doubts))
         path = folder / "verification.parquet"
         self.rows.to_parquet(path, index=False)
         return path
@@ -54,11 +60,18 @@ class Verification:
         rows = pd.read_parquet(path)
         replay = folder / _REPLAY
         found = Measurement.read(replay) if replay.exists() else None
-        return cls(rows=rows, holds=bool(rows["holds"].all()), measurement=found)
+        doubts = folder / _DOUBTS
+        return cls(
+            rows=rows,
+            holds=bool(rows["holds"].all()),
+            measurement=found,
+            doubts=tuple(json.loads(doubts.read_text())) if doubts.exists() else (),
+        )
 
     def _repr_html_(self) -> str:
         verdict = "holds" if self.holds else "does not hold"
-        return f"<b>The prediction {verdict}</b>{self.rows.to_html(index=False)}"
+        table = self.rows.to_html(index=False)
+        return f"<b>The prediction {verdict}</b>{doubted_html(self.doubts)}{table}"
 
 
 def verify(
@@ -100,7 +113,12 @@ def verify(
 
     replays = [_trusted(replay, repeat, attempts) for repeat in range(repeats)]
     rows = _compare(prediction, replays)
-    return Verification(rows=rows, holds=bool(rows["holds"].all()), measurement=replays[0])
+    return Verification(
+        rows=rows,
+        holds=bool(rows["holds"].all()),
+        measurement=replays[0],
+        doubts=prediction.doubts,
+    )
 
 
 def _on_disk(variant: Variant, bundle: Path) -> Variant:

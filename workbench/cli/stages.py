@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from workbench.pipeline import Pipeline
     from workbench.settings import Settings
 
+Forced = Annotated[
+    bool | None,
+    typer.Option(
+        "--force/--no-force",
+        help="Use measurements that cannot be trusted; every result then says so.",
+        show_default="as before",
+    ),
+]
+
 app = typer.Typer()
 model_app = typer.Typer(help="The small chat model that the demo uses.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -100,6 +109,7 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
             on_progress=on_progress,
         )
     show(day_table(result, plan), as_json=as_json)
+    _tell_doubts(pipeline, "simulate")
 
 
 def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
@@ -121,6 +131,7 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
     from workbench.track import chosen_uri
 
     show(table(pipeline, name), as_json=as_json)
+    _tell_doubts(pipeline, name)
     if name == "verify":
         verification = Results(pipeline).verification()
         if verification is None or not verification.holds:
@@ -132,6 +143,17 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
         typer.echo(f"bundle   {runs / 'export' / 'bundle'}")
         typer.echo(f"compare  mlflow ui --backend-store-uri {chosen_uri(runs)}")
         typer.echo(f"next     workbench tune --trials 200 --ttft-p99 0.3 --workdir {runs}")
+
+
+def _tell_doubts(pipeline: Pipeline, name: str) -> None:
+    """Say on standard error that a result rests on measurements that cannot be trusted."""
+    from workbench.results import Results
+
+    if name in ("compress", "sweep", "serve"):
+        return
+    for model in Results(pipeline).latency_models().values():
+        for doubt in model.doubts:
+            typer.echo(f"rests on what cannot be trusted: {model.variant}: {doubt}", err=True)
 
 
 @app.command(epilog="Example: workbench demo --workdir runs --ttft-p99 0.5")
@@ -202,9 +224,14 @@ def measure(
 
 @app.command(epilog="Example: workbench fit --workdir runs")
 @guarded
-def fit(workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False) -> None:
+def fit(
+    workdir: Workdir = DEFAULT_WORKDIR,
+    force: Forced = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Fit a latency model per variant to the engine's own step log."""
-    _run(workdir, _settings(workdir), ["fit"], as_json=as_json)
+    _run(workdir, _settings(workdir, force=force), ["fit"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench simulate --peak-rps 40 --ttft-p99 0.5")
@@ -239,6 +266,7 @@ def tune(
     tpot_p99: Tpot = None,
     e2e_p99: E2e = None,
     seed: Seed = None,
+    force: Forced = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -251,6 +279,7 @@ def tune(
         tpot_p99_s=tpot_p99,
         e2e_p99_s=e2e_p99,
         seed=seed,
+        force=force,
     )
     _run(workdir, settings, ["tune"], as_json=as_json)
 

@@ -36,6 +36,7 @@ def fit(
     seed: int = 0,
     cold_start: ColdStart | None = None,
     overheads_from: LatencyModel | None = None,
+    force: bool = False,
 ) -> LatencyModel:
     """Fit the step times of one variant, and say how wrong they are on steps that were not fitted.
 
@@ -55,10 +56,11 @@ def fit(
              cold_start: None takes the median measured start of a server (else of an engine).
              overheads_from: another variant's model, whose overheads are taken where no server was
                  measured.
+             force: use measurements that cannot be trusted; the model says so in `doubts`.
     Raises:  InputError: nothing to fit, or several variants.
              MeasurementError: an invalid measurement, too few steps, or an unknown KV cache.
     """
-    _check(measurements, holdout)
+    _check(measurements, holdout, force=force)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
     steps = steps_of(measurements, holdout, streams[0])
     mixed = min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE
@@ -95,13 +97,17 @@ def fit(
         n_steps=int((~steps.held_out).sum()),
         heldout_error=_heldout(fitted, steps, streams[2], mixed=bool(mixed)),
         source=_source(measurements, borrowed),
+        doubts=(
+            *(f"{m.name}: {reason}" for m in measurements for reason in m.invalid),
+            *(borrowed.doubts if borrowed else ()),
+        ),
     )
     if not served:
         return model
     return model.model_copy(update={"request_overhead_s": _request_overhead_s(served, model)})
 
 
-def _check(measurements: Sequence[Measurement], holdout: float) -> None:
+def _check(measurements: Sequence[Measurement], holdout: float, *, force: bool) -> None:
     if not measurements:
         raise InputError("measurements(=[]) is empty", remedy="Measure first.")
     if not 0 < holdout < 1:
@@ -112,10 +118,10 @@ def _check(measurements: Sequence[Measurement], holdout: float) -> None:
             f"measurements are of several variants(={names})", remedy="Fit one at a time."
         )
     for m in measurements:
-        if m.invalid:
+        if m.invalid and not force:
             raise MeasurementError(
                 f"measurement {m.name!r} is invalid: {'; '.join(m.invalid)}",
-                remedy="Measure it again, or leave it out.",
+                remedy="Measure it again, leave it out, or force it.",
             )
 
 

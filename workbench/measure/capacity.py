@@ -17,6 +17,7 @@ from scipy import stats
 
 from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Slo, Variant
+from serving.values import doubted_html
 from simulations.traffic import Gamma, Poisson, Workload
 from workbench.measure.engine import Engine, OnProgress
 from workbench.measure.measurement import Measurement
@@ -79,8 +80,7 @@ class Capacity:
         return cls(**said, runs=runs, doubts=doubts)
 
     def _repr_html_(self) -> str:
-        doubts = "".join(f"<br>used although: {doubt}" for doubt in self.doubts)
-        return f"<b>{self}</b>{doubts}" + self.runs.to_html(index=False)
+        return f"<b>{self}</b>{doubted_html(self.doubts)}" + self.runs.to_html(index=False)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from scipy import stats
 
 from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
+from serving.values import doubted_html
 from simulations.traffic import ClosedLoop, Workload
 from workbench.measure.engine import Engine, OnProgress
 from workbench.measure.measurement import Measurement, Mode
@@ -77,7 +78,7 @@ class Comparison:
         return cls(**said, rows=rows, doubts=doubts)
 
     def _repr_html_(self) -> str:
-        doubts = "".join(f"<br>used although: {doubt}" for doubt in self.doubts)
+        doubts = doubted_html(self.doubts)
         return f"<b>{self.b} against {self.a}</b>{doubts}{self.rows.to_html(index=False)}"
 
 

@@ -59,6 +59,12 @@ class ReportData:
         return tuple(m for m in self.measurements if not m.invalid)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why measurements that were used by force cannot be trusted."""
+        found = [doubt for model in self.latency_models for doubt in model.doubts]
+        return tuple(dict.fromkeys([*found, *(self.tuning.doubts if self.tuning else ())]))
+
+    @property
     def limits(self) -> Slo | None:
         """The promise that everything is held against."""
         return self.slo or (self.tuning.winner.slo if self.tuning else None)

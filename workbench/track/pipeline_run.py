@@ -46,9 +46,9 @@ class PipelineRun:
         """Baselines and winner, to compare, and the search, whose run id is returned."""
         return [self._log(record) for record in records.of_tuning(tuning)][-1]
 
-    def export(self, bundle: Path, plan: Plan) -> str:
+    def export(self, bundle: Path, plan: Plan, doubts: Sequence[str] = ()) -> str:
         """The exported bundle; files above 64 MiB are listed, not copied."""
-        return self._log(records.of_bundle(bundle, plan))
+        return self._log(records.of_bundle(bundle, plan, doubts))
 
     def verify(self, verification: Verification) -> str:
         """Predicted against measured."""

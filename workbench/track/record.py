@@ -69,6 +69,11 @@ def cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
 
 
+def doubted(doubts: Sequence[str]) -> dict[str, str]:
+    """The tag of a result that rests on measurements that cannot be trusted."""
+    return {"doubts": cut("; ".join(doubts))} if doubts else {}
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as dotted names, each value as text."""
     texts: dict[str, str] = {}

@@ -24,6 +24,7 @@ from workbench.track.record import (
     VARIANTS,
     Record,
     cut,
+    doubted,
     flat,
     numbers,
     without_intervals,
@@ -139,7 +140,11 @@ def of_latency_model(model: LatencyModel) -> Record:
             "cold_start_s": model.cold_start.total_s,
             **numbers(model.heldout_error, "heldout_error."),
         },
-        tags={"source": model.source, "cold_start_source": model.cold_start.source},
+        tags={
+            "source": model.source,
+            "cold_start_source": model.cold_start.source,
+            **doubted(model.doubts),
+        },
         texts={"latency_model.json": model.model_dump_json(indent=2)},
     )
 
@@ -166,7 +171,7 @@ def of_tuning(tuning: Tuning) -> Iterator[Record]:
         params=params,
         # A chart of what only the winner has compares nothing.
         metrics={name: value for name, value in won.items() if name in tuning.baselines},
-        tags={_COLOUR: theme.VERMILION},
+        tags={_COLOUR: theme.VERMILION, **doubted(tuning.doubts)},
         experiment=AUTOSCALERS,
     )
     yield Record(
@@ -174,6 +179,7 @@ def of_tuning(tuning: Tuning) -> Iterator[Record]:
         tuning.winner.name,
         params=params,
         metrics=won,
+        tags=doubted(tuning.doubts),
         curves=[
             (f"trial.{name}", int(trial["number"]), value)
             for trial in tuning.trials.to_dict("records")
@@ -189,7 +195,7 @@ def of_tuning(tuning: Tuning) -> Iterator[Record]:
     )
 
 
-def of_bundle(bundle: Path, plan: Plan) -> Record:
+def of_bundle(bundle: Path, plan: Plan, doubts: Sequence[str] = ()) -> Record:
     """The exported folder and the plan that it ships."""
     sizes = {
         path.relative_to(bundle).as_posix(): path.stat().st_size
@@ -201,6 +207,7 @@ def of_bundle(bundle: Path, plan: Plan) -> Record:
         bundle.name,
         params={"bundle": bundle.name, **_plan(plan)},
         metrics={"files": len(sizes), "bytes": sum(sizes.values())},
+        tags=doubted(doubts),
         texts={"files.json": json.dumps(sizes, indent=2)},
         folders={"bundle": bundle},
     )
@@ -218,6 +225,7 @@ def of_verification(verification: Verification) -> Record:
         "verify",
         params={},
         metrics={"holds": float(verification.holds), **compared},
+        tags=doubted(verification.doubts),
         texts={"rows.csv": verification.rows.to_csv(index=False)},
     )
 

@@ -19,6 +19,7 @@ from workbench.track.record import (
     VARIANTS,
     Record,
     cut,
+    doubted,
     flat,
     numbers,
 )
@@ -111,7 +112,7 @@ def of_comparison(found: Comparison, name: str) -> Record:
         name,
         params={"a": found.a, "b": found.b},
         metrics={**numbers(ratios), "narrow_enough": float(found.narrow_enough)},
-        tags=_doubted(found.doubts),
+        tags=doubted(found.doubts),
         texts={"comparison.json": found.text()},
         experiment=COMPARISONS,
     )
@@ -129,7 +130,7 @@ def of_capacity(found: Capacity, name: str) -> Record:
             **{bound: rate_rps for bound, rate_rps in bounds.items() if isfinite(rate_rps)},
             "runs": float(len(found.runs)),
         },
-        tags=_doubted(found.doubts),
+        tags=doubted(found.doubts),
         texts={"capacity.json": found.text()},
         experiment=CAPACITY,
     )
@@ -138,7 +139,3 @@ def of_capacity(found: Capacity, name: str) -> Record:
 def of_run(measurement: Measurement, folder: Path, parent: Record) -> Record:
     """One run of a comparison or a search."""
     return replace(of_measurement(measurement, folder), experiment=parent.experiment)
-
-
-def _doubted(doubts: tuple[str, ...]) -> dict[str, str]:
-    return {"doubts": cut("; ".join(doubts))} if doubts else {}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serving.errors import InputError
+from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Plan, Slo
 from simulations.engine import predict
 from simulations.fleet import Cluster
@@ -43,6 +43,7 @@ def tune(
     n_jobs: int = 1,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
+    force: bool = False,
     simulate: Simulate = the_twin,
     on_progress: OnProgress | None = None,
 ) -> Tuning:
@@ -61,14 +62,24 @@ def tune(
              storage: SQLite file of the study; another search in it is kept apart.
              cluster: None is `Cluster()`.
              n_jobs: processes that simulate.
+             force: take latency models that rest on measurements that cannot be trusted; the winner's
+                 prediction and result say so in `doubts`.
              simulate: the twin; for n_jobs > 1 it must be a function of a module.
     Raises:  InfeasibleError: nothing keeps the SLO; says what came nearest and what to change.
+             MeasurementError: a latency model with doubts, and no force.
              InputError: candidates twice, no seeds, or seeds of the search among the unseen.
     """
     from workbench.tune.search import Search
 
     say = on_progress or (lambda doing, share: None)
     _check(candidates, trials, seeds, unseen_seeds)
+    for candidate in () if force else candidates:
+        if candidate.latency.doubts:
+            raise MeasurementError(
+                f"the latency model of {candidate.variant.name!r} rests on what cannot be trusted:"
+                f" {candidate.latency.doubts[0]}",
+                remedy="Measure and fit again, or force it.",
+            )
     cluster = Cluster() if cluster is None else cluster
     space = SearchSpace() if space is None else space
     say("sizing the search", 0.0)

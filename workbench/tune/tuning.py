@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from serving.errors import InputError
 from serving.plan import Plan
-from serving.values import Estimate, one_line
+from serving.values import Estimate, doubted_html, one_line
 from simulations.result import Prediction, SimResult
 
 SCHEMA_VERSION = 1
@@ -44,6 +44,11 @@ class Tuning:
     trials: pd.DataFrame
     baselines: pd.DataFrame
     rejected: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why measurements that the winner rests on cannot be trusted, where they were forced."""
+        return self.prediction.doubts
 
     def table(self) -> pd.DataFrame:
         """The winner beside the baselines."""
@@ -100,6 +105,7 @@ class Tuning:
                     remedy=remedy,
                 )
             tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
+            prediction = Prediction.model_validate(head["prediction"])
             metrics = {name: Estimate.model_validate(e) for name, e in head["metrics"].items()}
             return cls(
                 winner=Plan.model_validate(head["winner"]),
@@ -110,8 +116,9 @@ class Tuning:
                     timeline=tables["timeline"],
                     alerts=tables["alerts"],
                     keeps_slo=head["keeps_slo"],
+                    doubts=prediction.doubts,
                 ),
-                prediction=Prediction.model_validate(head["prediction"]),
+                prediction=prediction,
                 trials=tables["trials"],
                 baselines=tables["baselines"],
                 rejected=head["rejected"],
@@ -132,4 +139,6 @@ class Tuning:
             f"<br>not searched: {html.escape(name)}, {html.escape(why)}"
             for name, why in self.rejected.items()
         )
-        return f"{said} the SLO{out}" + shown.to_html(index=False, float_format="{:.4g}".format)
+        return f"{said} the SLO{doubted_html(self.doubts)}{out}" + shown.to_html(
+            index=False, float_format="{:.4g}".format
+        )

@@ -17,7 +17,7 @@ from serving.plan import Plan, Quality, Variant
 from serving.values import Estimate
 from workbench.export import Evidence, check, export
 
-from .bundles import contents, evidence, list_again, plan
+from .bundles import contents, evidence, list_again, plan, prediction
 
 KUSTOMIZATION = "kubernetes/kustomization.yaml"
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -195,6 +195,16 @@ def judged() -> Plan:
     one = Estimate(value=0.97, low=0.95, high=0.99, n=500)
     quality = Quality(perplexity=one, agreement=one, kl_nats=one, task_accuracy=one)
     return plan(variant=plan().variant.model_copy(update={"quality": quality}))
+
+
+def test_the_evidence_says_what_it_must_not_rest_on(tmp_path: Path) -> None:
+    told = prediction().model_copy(update={"doubts": ("rate8: the client sent late",)})
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(told))
+    page = (bundle / "EVIDENCE.md").read_text()
+    assert "**Rests on what cannot be trusted.** rate8: the client sent late" in page
+    assert Evidence.read(bundle / "evidence.json").prediction.doubts == told.doubts
+    trusted = export(plan(), tmp_path / "trusted", evidence=evidence())
+    assert "trusted" not in (trusted / "EVIDENCE.md").read_text()
 
 
 def test_the_evidence_says_what_was_measured_and_predicted(tmp_path: Path) -> None:

@@ -325,6 +325,12 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit([good, other])
     with pytest.raises(MeasurementError, match="sent late"):
         fit([good, measurement(steps(300, 15), invalid=("the client sent late",))])
+    late = measurement(steps(300, 15), invalid=("the client sent late",))
+    forced = fit([good, late], force=True)
+    assert forced.doubts == (f"{late.name}: the client sent late",)
+    borrowed = fit([good], overheads_from=forced.model_copy(update={"variant": "other"}))
+    assert borrowed.doubts == (forced.doubts if good.mode == "offline" else ())
+    assert fit([good]).doubts == ()
     with pytest.raises(MeasurementError, match="12 engine steps are too few"):
         fit([measurement(steps(12, 15))])
     unknown = ReplicaInfo(engine_version="0", kv_blocks=0, block_size_tokens=16, start_s=1)

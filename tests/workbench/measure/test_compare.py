@@ -118,7 +118,7 @@ def test_what_cannot_be_trusted_stops_it_unless_forced(
         *arms, LOAD, folder=tmp_path, start=failing, force=True, min_repeats=2, max_repeats=2
     )
     assert forced.doubts
-    assert "used although" in forced._repr_html_()
+    assert "cannot be trusted" in forced._repr_html_()
 
 
 @pytest.mark.parametrize(

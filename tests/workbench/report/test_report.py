@@ -196,6 +196,21 @@ def test_what_failed_the_validity_gate_is_named_and_not_drawn(
     assert "load" not in [a["id"] for t, a in Outline(text).elements if t == "section"]
 
 
+def test_what_was_forced_is_said_under_the_headline(data: ReportData, tmp_path: Path) -> None:
+    assert data.tuning is not None
+    forced = replace(
+        data.tuning,
+        prediction=data.tuning.prediction.model_copy(update={"doubts": ("rate8: <late>",)}),
+    )
+    text = report(replace(data, tuning=forced), tmp_path).read_text()
+    head = text[text.index('id="headline"') : text.index("</header>")]
+    assert "measurements that cannot be trusted" in head
+    assert "<li>rate8: &lt;late&gt;</li>" in head
+    assert (
+        "measurements that cannot be trusted" not in report(data, tmp_path / "b.html").read_text()
+    )
+
+
 def test_measurements_of_unknown_variants_are_refused(results: Results) -> None:
     with pytest.raises(InputError, match="w4a16"):
         ReportData(title="", variants=results.variants[:1], measurements=results.measurements)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,6 +167,19 @@ def test_what_a_killed_process_left_is_logged_again(results: Results, spare: Tra
         assert again != cut_off
         found = tracker.runs("compress")
         assert list(found[found["parent_run_id"] == run.run_id]["run_id"]) == [again]
+
+
+def test_what_was_forced_is_tagged(results: Results, spare: Tracker) -> None:
+    doubts = ("rate8: the client sent late",)
+    model = results.latency_models[0].model_copy(update={"doubts": doubts})
+    told = results.tuning.prediction.model_copy(update={"doubts": doubts})
+    with spare.pipeline_run("forced") as run:
+        run.fit(model)
+        run.tune(replace(results.tuning, prediction=told))
+        run.verify(replace(results.verification, doubts=doubts))
+    client = spare._client
+    found = client.search_runs(list(spare.experiment_ids.values()), "tags.doubts LIKE 'rate8%'")
+    assert sorted(one.data.tags["stage"] for one in found) == ["candidate", "fit", "tune", "verify"]
 
 
 def test_a_failed_pipeline_says_so_and_can_go_on(spare: Tracker) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from serving.errors import InfeasibleError, InputError
+from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.hpa import REQUESTS_RUNNING, REQUESTS_WAITING
 from serving.plan import Slo
 from simulations.result import SimResult
@@ -218,6 +218,20 @@ def test_variants_that_must_not_win_are_left_out_with_the_reason(tmp_path: Path)
     assert "not measured" in found.rejected["unjudged"]
     assert "prefill of 32 tokens" in found.rejected["unmeasured"]
     assert set(found.trials["variant"]) == {"parent"}
+
+
+def test_what_rests_on_untrusted_measurements_has_to_be_forced(tmp_path: Path) -> None:
+    doubt = "rate8: the client sent late"
+    doubted = [candidate("parent", doubts=(doubt,))]
+    with pytest.raises(
+        MeasurementError, match="of 'parent' rests on what cannot be trusted: rate8"
+    ):
+        search(tmp_path, candidates=doubted)
+    assert not (tmp_path / "study.db").exists()
+    found = search(tmp_path, trials=6, candidates=doubted, force=True)
+    assert found.doubts == found.prediction.doubts == (doubt,)
+    assert Tuning.read(found.write(tmp_path / "tuning")).winner_result.doubts == found.doubts
+    assert f"cannot be trusted: {doubt}" in found._repr_html_()
 
 
 def test_batches_stay_within_what_was_measured(tmp_path: Path) -> None:

@@ -84,6 +84,16 @@ def test_one_wrong_metric_is_enough(tmp_path: Path) -> None:
     assert list(found.rows.loc[~found.rows["holds"], "metric"]) == ["tpot_p50_s"]
 
 
+def test_doubts_of_the_prediction_go_with_the_verdict(tmp_path: Path) -> None:
+    told = prediction().model_copy(update={"doubts": ("rate8: the client sent late",)})
+    with fake() as engine:
+        found = verify(bundle_of(told, tmp_path), folder=tmp_path / "found", engine=engine)
+    found.write(tmp_path / "found")
+    again = Verification.read(tmp_path / "found")
+    assert again.doubts == told.doubts
+    assert "cannot be trusted: rate8" in again._repr_html_()
+
+
 def test_it_is_written_and_read(tmp_path: Path) -> None:
     bundle = bundle_of(wrong(prediction(), 2.0), tmp_path)
     with fake() as engine:
