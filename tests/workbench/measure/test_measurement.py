@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from math import isnan, nan
@@ -14,6 +15,7 @@ from serving.plan import Slo, Variant
 from simulations.traffic import Fixed, Poisson, Workload
 from workbench.measure import Environment, Measurement, ReplicaInfo, frame
 from workbench.measure.engine import Outcome, Step, requests_frame, steps_frame
+from workbench.measure.roofline import Ceilings
 
 from .support import ENGINE
 
@@ -154,6 +156,20 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.vllm
+def test_every_metric_is_documented() -> None:
+    root = Path(__file__).parents[3]
+    results = root / "experiments" / "results" / "h100"
+    (ceilings,) = results.glob("ceilings-*.json")
+    whole = Measurement.read(results / "rates" / "rate8")
+    found = whole.summary(Slo(), ceilings=Ceilings.read(ceilings), usd_per_hour=2.5)
+    assert 0 < found["mbu"] < 1
+    assert found["joules_per_token"] > 0
+    text = (root / "docs" / "METRICS.md").read_text()
+    for name in found:
+        spread = re.sub(r"_(mean|p50|p99)_s$", "", name)
+        assert f"`{name}`" in text or f"`{spread}_*_s`" in text, name
+
+
 def test_metrics_are_those_of_the_stock_benchmark() -> None:
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
     from vllm.benchmarks.serve import calculate_metrics
