@@ -68,6 +68,12 @@ class EngineArgs(Value):
                 f"max_num_batched_tokens(={self.max_num_batched_tokens}) must be"
                 f" >= max_num_seqs(={self.max_num_seqs})"
             )
+        whole = self.max_num_batched_tokens >= self.max_model_len
+        if self.enable_chunked_prefill is False and not whole:
+            raise ValueError(
+                f"max_num_batched_tokens(={self.max_num_batched_tokens}) must be"
+                f" >= max_model_len(={self.max_model_len}) where prompts are not computed in chunks"
+            )
         return self
 
     def kwargs(self) -> dict[str, Any]:

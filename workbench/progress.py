@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""
 
+_WIDEST = 400
 _PLAIN_EVERY_S = 5.0
 
 
@@ -138,14 +139,17 @@ class Stages:
 
 
 def print_table(table: pd.DataFrame) -> None:
-    """Print a data frame as a table that fits the terminal."""
+    """Print a data frame as a table that fits the terminal; into a file or pipe unfolded."""
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in table.columns:
         numeric = table[name].dtype.kind in "fi"
         shown.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
     for row in table.itertuples(index=False):
         shown.add_row(*(_cell(value) for value in row))
-    Console().print(shown)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDEST
+    console.print(shown)
 
 
 def _cell(value: Any) -> str:

@@ -69,7 +69,7 @@ def test_a_load_that_cannot_be_trusted_says_why(urls: tuple[str, str], tmp_path:
     assert done.returncode == 1
     assert "cannot be trusted: " in done.stderr
     assert "requests are too few" in done.stderr
-    assert "ttft_p50_s" in done.stdout
+    assert "ttft_from_schedule_mean_s" in done.stdout
 
 
 def test_compare_gives_the_ratio_of_two_servers(urls: tuple[str, str], tmp_path: Path) -> None:

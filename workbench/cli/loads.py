@@ -66,9 +66,17 @@ OutputTokens = Annotated[
 SharedPrefixes = Annotated[
     str | None, typer.Option(help="TOKENS:GROUPS put before the prompts, for example 256:4.")
 ]
-Duration = Annotated[float, typer.Option(help="Length of the load in seconds.")]
+Duration = Annotated[
+    float, typer.Option(help="Length of the load in seconds; of a trace see --window.")
+]
 Warmup = Annotated[float, typer.Option(help="Requests of the first seconds are not counted.")]
 LoadSeed = Annotated[int, typer.Option(help="Seed of arrivals, lengths and prompts.")]
+Roofline = Annotated[
+    bool,
+    typer.Option(
+        "--roofline", help="Measure what the device can do, once, and add MBU, MFU and FLOP/s."
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Use runs that cannot be trusted, and say so.")
 ]

@@ -36,6 +36,7 @@ from workbench.cli.loads import (
     PromptTokens,
     Rate,
     Requests,
+    Roofline,
     ServedName,
     SharedPrefixes,
     Speedup,
@@ -50,8 +51,9 @@ from workbench.cli.loads import (
 from workbench.cli.runs import tell_untracked
 
 if TYPE_CHECKING:
-    from serving.plan import Slo
     from workbench.measure import Measurement
+    from workbench.measure.engine import OnProgress
+    from workbench.measure.roofline import Ceilings
     from workbench.measure.study import StudyResult
     from workbench.track import Tracker
 
@@ -97,6 +99,7 @@ def load(
     usd_per_hour: Annotated[
         float | None, typer.Option(help="Price of a GPU hour: adds $ per million tokens.")
     ] = None,
+    roofline: Roofline = False,
     name: Annotated[str | None, typer.Option(help="Folder of the result below loads/.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -130,10 +133,13 @@ def load(
     from workbench.measure import measure
 
     folder = workdir / "loads"
+    limits = None
     with (
         display(workdir, f"Load on {url or target.variant.model}", as_json=as_json) as on_progress,
         target.attached() or nullcontext() as running,
     ):
+        if roofline:
+            limits = _ceilings(workdir, on_progress)
         measured = measure(
             target.variant,
             workload,
@@ -145,7 +151,9 @@ def load(
         )
         _track(workdir, lambda tracker: tracker.load(measured, folder / measured.name))
     slo = slo_of(ttft_p99, tpot_p99, e2e_p99)
-    _tell(workdir, measured, slo, usd_per_hour, as_json=as_json)
+    found = measured.summary(slo, ceilings=limits, usd_per_hour=usd_per_hour)
+    tell_untracked(workdir)
+    _tell(measured, found, as_json=as_json)
 
 
 @app.command(
@@ -167,6 +175,7 @@ def study(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Measure again what failed before.")
     ] = False,
+    roofline: Roofline = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -178,7 +187,10 @@ def study(
     declared = Study.load(file)
     target = Target.of(workdir, model=model, variant=variant)
     folder = workdir / "studies" / declared.name
+    limits = None
     with display(workdir, f"Study {declared.name}", as_json=as_json) as on_progress:
+        if roofline:
+            limits = _ceilings(workdir, on_progress)
         result = run_study(
             declared,
             [target.variant],
@@ -190,7 +202,7 @@ def study(
         page = study_page(result, folder / f"{declared.name}.html")
         _track(workdir, lambda tracker: tracker.study(result, folder, page))
     tell_untracked(workdir)
-    _tell_study(result, page, as_json=as_json)
+    _tell_study(result, page, limits, as_json=as_json)
 
 
 @app.command(
@@ -398,18 +410,18 @@ def _indices(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-def _tell(
-    workdir: Path,
-    measured: Measurement,
-    slo: Slo | None,
-    usd_per_hour: float | None,
-    *,
-    as_json: bool,
-) -> None:
+def _ceilings(workdir: Path, on_progress: OnProgress) -> Ceilings:
+    from workbench.measure.roofline import ceilings
+
+    return ceilings(workdir / "cache", on_progress)
+
+
+def _tell(measured: Measurement, summary: dict[str, float], *, as_json: bool) -> None:
     import pandas as pd
 
-    tell_untracked(workdir)
-    found = measured.summary(slo, usd_per_hour=usd_per_hour)
+    start = measured.replica.cold_start
+    parts = start.model_dump(exclude_none=True) if start else {}
+    found = summary | {f"cold_start/{name}": value for name, value in parts.items()}
     if as_json:
         row = {"name": measured.name, "invalid": "; ".join(measured.invalid), **found}
         show(pd.DataFrame([row]), as_json=True)
@@ -424,12 +436,13 @@ def _tell(
         leave(1)
 
 
-def _tell_study(result: StudyResult, page: Path, *, as_json: bool) -> None:
-    table = result.frame()
+def _tell_study(result: StudyResult, page: Path, limits: Ceilings | None, *, as_json: bool) -> None:
+    table = result.frame(limits)
     if not as_json and len(table):
         varied = [*result.study.engine_grid, "prompt_tokens", "output_tokens", "batch", "rate_rps"]
         keys = [key for key in varied if table[key].notna().any()]
         values = ["output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"]
+        values += [name for name in ("mbu", "mfu", "joules_per_token") if name in table]
         shown = table[table["valid"]].astype(dict.fromkeys(result.study.engine_grid, str))
         table = shown.groupby(["variant", *keys], sort=False)[values].mean().reset_index()
     show(table, as_json=as_json)

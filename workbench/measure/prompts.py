@@ -44,7 +44,7 @@ def requests_for(variant: Variant, workload: Workload, engine_args: EngineArgs) 
         raise InputError(
             f"the workload has a request of {longest} tokens, prompt and output together, beyond"
             f" max_model_len(={engine_args.max_model_len})",
-            remedy="Shorten prompt_tokens and output_tokens or raise max_model_len.",
+            remedy="Shorten the requests (of a trace: a larger length_divisor), or raise max_model_len.",
         )
     vocabulary = ordinary_tokens(variant).astype(np.int32)
     # Two workloads never share prompts, even with one seed and on one engine.

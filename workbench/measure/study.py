@@ -23,6 +23,7 @@ from workbench.measure.engine import OnProgress
 from workbench.measure.measurement import Measurement, Mode, frame
 from workbench.measure.points import START, Failure, Point, StartEngine
 from workbench.measure.prompts import requests_for
+from workbench.measure.roofline import Ceilings
 from workbench.measure.spread import Group, Where, spread
 from workbench.measure.sweeps import batch_load
 
@@ -30,8 +31,8 @@ from workbench.measure.sweeps import batch_load
 class Study(Value):
     """A question and its grid: every combination of engine arguments, lengths and loads.
 
-    Combinations that vLLM itself refuses (a token budget below max_num_seqs, requests longer than
-    the context) are left out.
+    Combinations that vLLM itself refuses (a token budget below max_num_seqs, or below the context
+    without chunked prefill; requests longer than the context) are left out.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -135,10 +136,10 @@ class StudyResult:
     measurements: list[Measurement]
     failures: list[Failure]
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, ceilings: Ceilings | None = None) -> pd.DataFrame:
         """`frame` of the points, with prompt_tokens, output_tokens, repeat and what engines differ in."""
         varied = list(self.study.engine_grid)
-        table = frame(self.measurements)
+        table = frame(self.measurements, ceilings=ceilings)
         table.insert(
             3, "prompt_tokens", [_tokens(m.workload.prompt_tokens) for m in self.measurements]
         )

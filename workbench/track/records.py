@@ -81,6 +81,7 @@ def of_measurement(measurement: Measurement, folder: Path | None) -> Record:
         metrics={
             **measurement.summary(),
             "start_s": measurement.replica.start_s,
+            **_cold_start(measurement),
             "kv_blocks": measurement.replica.kv_blocks,
         },
         tags={
@@ -233,6 +234,13 @@ def of_verification(verification: Verification) -> Record:
 def _worth(variant: Variant) -> dict[str, float]:
     quality = dict(variant.quality) if variant.quality else {}
     return {"size_mib": variant.size_mib, **numbers(quality)}
+
+
+def _cold_start(measurement: Measurement) -> dict[str, float]:
+    """The parts of the start that vLLM named."""
+    parts = measurement.replica.cold_start
+    known = parts.model_dump(exclude_none=True) if parts else {}
+    return {f"cold_start/{name}": value for name, value in known.items()}
 
 
 def _load(measurement: Measurement) -> tuple[str, float]:
