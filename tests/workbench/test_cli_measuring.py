@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from serving.errors import InputError
+from serving.plan import Variant
+from simulations.traffic import ClosedLoop, LogNormal, Uniform
+from workbench.cli.loads import Target, workload_of
+from workbench.model import shipped_checkpoint
 from workbench.track import list_runs
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +123,32 @@ def test_what_a_store_could_not_take_is_logged_later(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert workbench("log", workdir=tmp_path).returncode == 0
     assert sorted(list_runs(tmp_path)["stage"]) == ["capacity", "measure"]
+
+
+def test_b_is_a_but_for_what_is_said(tmp_path: Path) -> None:
+    model = str(shipped_checkpoint())
+    a = Target.of(tmp_path, model=model, engine='{"max_num_seqs": 16}')
+    b = Target.of(
+        tmp_path, model=model, engine='{"max_num_batched_tokens": 512}', like=a.engine_args
+    )
+    assert b.variant == a.variant
+    assert b.engine_args == a.engine_args.model_copy(update={"max_num_batched_tokens": 512})
+
+
+def test_a_compressed_variant_is_found_by_name(tmp_path: Path) -> None:
+    made = Variant(name="int8", model=str(shipped_checkpoint()), method="int8")
+    made.write(tmp_path / "compress" / "int8.json")
+    assert Target.of(tmp_path, variant="int8").variant == made
+    with pytest.raises(InputError, match=r"--variant\(='int4'\).*\['int8'\]"):
+        Target.of(tmp_path, variant="int4")
+    with pytest.raises(InputError, match="exclude each other"):
+        Target.of(tmp_path, variant="int8", model="x")
+
+
+def test_a_closed_loop_has_no_rate_and_no_warm_up() -> None:
+    found = workload_of(concurrency=4, requests=12, prompt_tokens="16-32", output_tokens="8:16:64")
+    assert found.arrivals == ClosedLoop(concurrency=4, requests=12)
+    assert (found.warmup_s, found.prompt_tokens) == (0.0, Uniform(min_tokens=16, max_tokens=32))
+    assert found.output_tokens == LogNormal(median_tokens=8, mean_tokens=16, max_tokens=64)
+    with pytest.raises(InputError, match="exclude each other"):
+        workload_of(trace=Path("a.csv"), rate=3)

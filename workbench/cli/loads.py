@@ -101,12 +101,14 @@ class Target:
         model: str | None = None,
         variant: str | None = None,
         engine: str | None = None,
+        like: EngineArgs | None = None,
     ) -> Target:
         """What the options say.
 
+        Args:    like: engine arguments that `engine` changes; None is those for this machine.
         Raises:  InputError: options that exclude each other, or a variant that is not there.
         """
-        chosen, engine_args = _variant(workdir, model, variant), _engine(engine)
+        chosen, engine_args = _variant(workdir, model, variant), _engine(engine, like)
         if url is None:
             return cls(chosen, engine_args)
         if engine is not None:
@@ -156,7 +158,7 @@ def _variant(workdir: Path, model: str | None, variant: str | None) -> Variant:
     return Variant.read(path)
 
 
-def _engine(text: str | None) -> EngineArgs:
+def _engine(text: str | None, like: EngineArgs | None) -> EngineArgs:
     from serving.plan import EngineArgs
     from workbench.settings import engine_for_this_machine
 
@@ -166,7 +168,8 @@ def _engine(text: str | None) -> EngineArgs:
         raise InputError(
             f"--engine(={text!r}) is not JSON ({error})", remedy='Write {"max_num_seqs": 8}.'
         ) from None
-    return EngineArgs.model_validate(engine_for_this_machine().model_dump() | chosen)
+    base = like or engine_for_this_machine()
+    return EngineArgs.model_validate(base.model_dump() | chosen)
 
 
 def lengths_of(option: str, text: str | None) -> Any:

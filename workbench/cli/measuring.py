@@ -221,7 +221,7 @@ def compare(
     b_variant: Annotated[str | None, typer.Option(help="Another variant, for b.")] = None,
     engine: EngineJson = None,
     b_engine: Annotated[
-        str | None, typer.Option(help="Other vLLM arguments as JSON, for b.")
+        str | None, typer.Option(help="vLLM arguments that b has changed, as JSON.")
     ] = None,
     rate: Rate = None,
     burstiness: Burstiness = None,
@@ -264,9 +264,10 @@ def compare(
     b = Target.of(
         workdir,
         url=b_url or url,
-        model=b_model if b_variant is None else None,
+        model=b_model or (model if b_variant is None else None),
         variant=b_variant or (variant if b_model is None else None),
-        engine=b_engine if b_engine is not None else engine,
+        engine=b_engine,
+        like=a.engine_args,
     )
     workload = workload_of(
         rate=rate,
