@@ -54,18 +54,19 @@ LOAD = ("--output-tokens", "11", "--duration-s", "4", "--warmup-s", "0.5")
 
 
 def test_load_measures_a_server_that_runs(urls: tuple[str, str], tmp_path: Path) -> None:
-    done = workbench(
-        *("load", "--url", urls[0], "--rate", "20", "--ttft-p99", "0.5", "--json", *LOAD),
-        workdir=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    command = ("load", "--url", urls[0], "--rate", "20", "--ttft-p99", "0.5", "--json", *LOAD)
+    done = workbench(*command, workdir=tmp_path)
+    for _ in range(2):
+        if done.returncode and "the machine is busy" in done.stdout:
+            done = workbench(*command, workdir=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(done.stdout)
     assert row["invalid"] == ""
     assert row["tpot_p50_s"] == pytest.approx(0.01, rel=0.1)
     assert row["slo_attainment"] == 1
     assert (tmp_path / "loads" / "model-server-rate20" / "measurement.json").exists()
     runs = list_runs(tmp_path)
-    assert runs["name"].tolist() == ["model-server-rate20"]
+    assert set(runs["name"]) == {"model-server-rate20"}
     assert float(runs["tpot_p50_s"][0]) == pytest.approx(row["tpot_p50_s"], rel=1e-4)
 
 

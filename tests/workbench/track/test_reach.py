@@ -115,6 +115,7 @@ def read_only(workdir: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
     # By its address: permissions do not stop a superuser.
     uri = f"sqlite:///file:{workdir / 'mlflow.db'}?mode=ro&uri=true"
     patch.setenv("MLFLOW_TRACKING_URI", uri)
+    patch.chdir(workdir)  # MLflow makes a directory `file:` where it is
     yield "readonly database"
 
 
@@ -171,7 +172,7 @@ def test_a_stage_goes_on_without_its_store_and_is_logged_later(
     with pytest.MonkeyPatch.context() as patch, broken(workdir, patch) as why:
         began_s = time.monotonic()
         a_stage.run(["compress"])
-        assert time.monotonic() - began_s < 10
+        assert time.monotonic() - began_s < 60  # left alone, MLflow tries for minutes
         assert a_stage.is_done("compress")
         said = libraries.read_text() + capfd.readouterr().err
         (line,) = said.splitlines()
