@@ -182,7 +182,8 @@ class Telemetry:
             {
                 "t_s": time.monotonic(),
                 "gpu": HOST,
-                "cpu_utilisation": busy_s / all_s if all_s > 0 else nan,
+                # Differences of large sums of floats, and the kernel's own counters, may be just below 0.
+                "cpu_utilisation": max(0.0, busy_s / all_s) if all_s > 0 else nan,
                 "host_memory_used_bytes": memory.total - memory.available,
             }
         )
