@@ -92,7 +92,7 @@ def main() -> None:
     print(answer(result))
     for environment in sorted({m.environment.describe() for m in result.measurements}):
         print(f"measured on {environment}")
-    figure(result).write_html(asked.out, include_plotlyjs=True)
+    figure(result).write_html(asked.out, config={"displayModeBar": False})
     print(f"figure: {asked.out}")
 
 
