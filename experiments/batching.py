@@ -47,7 +47,7 @@ def figure(result: StudyResult) -> go.Figure:
         theme.batch_axis(batches),
         theme.log_axis("speed-up over batch 1 (×)", [1, 2 * max(batches)]),
     )
-    keys = ["variant", "prompt_tokens", "output_tokens", *result.study.engine_grid]
+    keys = ["variant", "prompt_tokens", "output_tokens", *result.study.varied]
     gains = {users: result.gains(users, over=1).set_index(keys) for users in batches if users > 1}
     names = {
         key: _name(dict(zip(keys, key, strict=True))) for g in gains.values() for key in g.index

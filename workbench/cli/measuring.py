@@ -440,11 +440,11 @@ def _tell(measured: Measurement, summary: dict[str, float], *, as_json: bool) ->
 def _tell_study(result: StudyResult, page: Path, limits: Ceilings | None, *, as_json: bool) -> None:
     table = result.frame(limits)
     if not as_json and len(table):
-        varied = [*result.study.engine_grid, "prompt_tokens", "output_tokens", "batch", "rate_rps"]
+        varied = [*result.study.varied, "prompt_tokens", "output_tokens", "batch", "rate_rps"]
         keys = [key for key in varied if table[key].notna().any()]
         values = ["output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"]
         values += [name for name in ("mbu", "mfu", "joules_per_token") if name in table]
-        shown = table[table["valid"]].astype(dict.fromkeys(result.study.engine_grid, str))
+        shown = table[table["valid"]].astype(dict.fromkeys(result.study.varied, str))
         table = shown.groupby(["variant", *keys], sort=False)[values].mean().reset_index()
     show(table, as_json=as_json)
     for failure in result.failures:

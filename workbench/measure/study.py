@@ -18,7 +18,7 @@ from scipy import stats
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
 from serving.values import Value, one_line
-from simulations.traffic import Fixed, Lengths, Poisson, Workload
+from simulations.traffic import Fixed, Lengths, Poisson, SharedPrefix, Workload
 from workbench.measure.engine import OnProgress
 from workbench.measure.measurement import Measurement, Mode, frame
 from workbench.measure.points import START, Failure, Point, StartEngine
@@ -44,6 +44,8 @@ class Study(Value):
     """Field of EngineArgs -> its values; each combination is an engine of its own."""
     lengths: tuple[tuple[int, int], ...] = ((128, 128),)
     """(prompt tokens, output tokens)."""
+    shared_prefix_tokens: tuple[int, ...] = (0,)
+    """So many tokens before every prompt, the same in all: what a prefix cache can give."""
     concurrency: tuple[int, ...] = ()
     """Closed loops of so many users."""
     rates_rps: tuple[float, ...] = ()
@@ -60,6 +62,10 @@ class Study(Value):
             raise ValueError(f"engine_grid(={unknown}) must name fields of EngineArgs")
         if not self.concurrency and not self.rates_rps:
             raise ValueError("at least one of concurrency and rates_rps must be set")
+        if not self.shared_prefix_tokens or min(self.shared_prefix_tokens) < 0:
+            raise ValueError(
+                f"shared_prefix_tokens(={self.shared_prefix_tokens}) must be one or more, each >= 0"
+            )
         if self.rates_rps and self.mode == "offline":
             raise ValueError(f"rates_rps(={self.rates_rps}) must go with mode 'server'")
         return self
@@ -82,6 +88,12 @@ class Study(Value):
                 f"{path} is not a study: {said}", remedy="See experiments/batching.yaml."
             ) from error
 
+    @property
+    def varied(self) -> list[str]:
+        """What tells points of the same lengths and load apart: fields of EngineArgs, and the prefix."""
+        shared = ["shared_prefix_tokens"] if any(self.shared_prefix_tokens) else []
+        return [*self.engine_grid, *shared]
+
     def engines(self) -> list[tuple[str, EngineArgs]]:
         """(what is varied, as text for names; the arguments) of each combination."""
         found = []
@@ -98,34 +110,41 @@ class Study(Value):
         """Points by engine. Repeats are interleaved, so that a slow spell falls on all alike."""
         groups = []
         for variant, (label, engine) in product(variants, self.engines()):
-            lengths = [pair for pair in self.lengths if sum(pair) <= engine.max_model_len]
+            lengths = [
+                (shared, *pair)
+                for shared in self.shared_prefix_tokens
+                for pair in self.lengths
+                if shared + sum(pair) <= engine.max_model_len
+            ]
             groups.append(
                 [
                     Point(f"{variant.name}{label}-{load}", variant, workload, self.mode, engine)
                     for repeat in range(self.repeats)
-                    for pair in lengths
-                    for load, workload in self._loads(*pair, repeat)
+                    for tokens in lengths
+                    for load, workload in self._loads(*tokens, repeat)
                 ]
             )
         return [group for group in groups if group]
 
-    def _loads(self, prompt: int, output: int, repeat: int) -> Iterator[tuple[str, Workload]]:
+    def _loads(
+        self, shared: int, prompt: int, output: int, repeat: int
+    ) -> Iterator[tuple[str, Workload]]:
+        lengths = f"{shared}+{prompt}x{output}" if shared else f"{prompt}x{output}"
+        prefix = SharedPrefix(tokens=Fixed(tokens=shared)) if shared else None
         for users in self.concurrency:
-            name = f"{prompt}x{output}-batch{users}-repeat{repeat}"
-            yield name, batch_load(users, prompt, output, self.seed + repeat)
+            load = batch_load(users, prompt, output, self.seed + repeat)
+            yield f"{lengths}-batch{users}-repeat{repeat}", load.at(shared_prefix=prefix)
         for rate_rps in self.rates_rps:
-            name = f"{prompt}x{output}-rate{rate_rps:g}-repeat{repeat}"
-            yield (
-                name,
-                Workload(
-                    arrivals=Poisson(rate_rps=rate_rps),
-                    prompt_tokens=Fixed(tokens=prompt),
-                    output_tokens=Fixed(tokens=output),
-                    duration_s=self.duration_s,
-                    warmup_s=self.warmup_s,
-                    seed=self.seed + repeat,
-                ),
+            load = Workload(
+                arrivals=Poisson(rate_rps=rate_rps),
+                prompt_tokens=Fixed(tokens=prompt),
+                output_tokens=Fixed(tokens=output),
+                shared_prefix=prefix,
+                duration_s=self.duration_s,
+                warmup_s=self.warmup_s,
+                seed=self.seed + repeat,
             )
+            yield f"{lengths}-rate{rate_rps:g}-repeat{repeat}", load
 
 
 @dataclass(frozen=True)
@@ -137,8 +156,7 @@ class StudyResult:
     failures: list[Failure]
 
     def frame(self, ceilings: Ceilings | None = None) -> pd.DataFrame:
-        """`frame` of the points, with prompt_tokens, output_tokens, repeat and what engines differ in."""
-        varied = list(self.study.engine_grid)
+        """`frame` of the points, with prompt_tokens, output_tokens, repeat and what is varied."""
         table = frame(self.measurements, ceilings=ceilings)
         table.insert(
             3, "prompt_tokens", [_tokens(m.workload.prompt_tokens) for m in self.measurements]
@@ -147,26 +165,26 @@ class StudyResult:
             4, "output_tokens", [_tokens(m.workload.output_tokens) for m in self.measurements]
         )
         table.insert(5, "repeat", [m.workload.seed - self.study.seed for m in self.measurements])
-        for at, name in enumerate(varied):
-            values = [getattr(m.engine, name) for m in self.measurements]
+        for at, name in enumerate(self.study.varied):
+            values = [_value(m, name) for m in self.measurements]
             table.insert(6 + at, name, pd.Series(values, dtype=object))
         return table
 
     def gains(
         self, concurrency: int, over: int, metric: str = "output_tokens_per_s"
     ) -> pd.DataFrame:
-        """How many times the metric one concurrency gives over another, by lengths and engine.
+        """How many times the metric one concurrency gives over another, by lengths and what is varied.
 
         Of each repeat the ratio, then the geometric mean over repeats; the 95 % interval is Student's t
         on their logarithms, NaN where there is one repeat. Points that cannot be trusted are left out.
 
-        Returns: columns variant, prompt_tokens, output_tokens, what engines differ in, gain, low, high,
+        Returns: columns variant, prompt_tokens, output_tokens, what is varied, gain, low, high,
                  repeats; empty where neither was measured.
         """
         table = self.frame()
-        engines = list(self.study.engine_grid)
-        keys = ["variant", "prompt_tokens", "output_tokens", *engines]
-        table = table[table["valid"]].astype(dict.fromkeys(engines, str))
+        varied = self.study.varied
+        keys = ["variant", "prompt_tokens", "output_tokens", *varied]
+        table = table[table["valid"]].astype(dict.fromkeys(varied, str))
         sides = [
             table[table["batch"] == users].set_index([*keys, "repeat"])[metric]
             for users in (concurrency, over)
@@ -249,6 +267,13 @@ def read_study(folder: Path) -> StudyResult:
         measurements=[Measurement.read(path.parent) for path in heads],
         failures=[Failure.read(path) for path in sorted(folder.glob("*/failed.json"))],
     )
+
+
+def _value(measured: Measurement, name: str) -> object:
+    if name == "shared_prefix_tokens":
+        shared = measured.workload.shared_prefix
+        return int(_tokens(shared.tokens)) if shared else 0
+    return getattr(measured.engine, name)
 
 
 def _tokens(lengths: Lengths | None) -> float:

@@ -51,7 +51,7 @@ def study_figures(result: StudyResult) -> list[go.Figure]:
         return []
     table = table[table["valid"]]
     closed, open_ = table[table["batch"].notna()], table[table["rate_rps"].notna()]
-    engines = ["variant", *result.study.engine_grid]
+    engines = ["variant", *result.study.varied]
     figures = []
     if len(closed):
         x = theme.batch_axis(closed["batch"])

@@ -56,9 +56,24 @@ def test_the_grid_is_every_combination_that_vllm_takes(variant: Variant) -> None
     assert names[0] == "toy-mns8-mnbt256-20x4-batch1-repeat0"
 
 
+def test_a_shared_prefix_is_an_axis(variant: Variant, tmp_path: Path) -> None:
+    asked = study(shared_prefix_tokens=(0, 64, 240), concurrency=(2,))
+    # 240 tokens before 20 and 4 do not fit into a context of 256.
+    found = run_study(asked, [variant], folder=tmp_path, start=noted)
+    assert [m.name for m in found.measurements] == [
+        "toy-20x4-batch2-repeat0",
+        "toy-64+20x4-batch2-repeat0",
+    ]
+    table = found.frame()
+    assert table["shared_prefix_tokens"].tolist() == [0, 64]
+    assert [set(m.requests["prompt_tokens"]) for m in found.measurements] == [{20}, {84}]
+    assert len(found.gains(2, over=2)) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"shared_prefix_tokens": (-1,)}, "shared_prefix_tokens"),
         ({"engine_grid": {"max_seqs": (1,)}}, "engine_grid"),
         ({"concurrency": ()}, "at least one of concurrency and rates_rps"),
         ({"rates_rps": (1.0,)}, "must go with mode 'server'"),
