@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,11 @@ _COMPARED_AT = 10_000
 
 
 @contextmanager
-def dummy_server() -> Iterator[str]:
+def dummy_server(gap_s: float = 0.01) -> Iterator[str]:
     """A `benchmarks.dummy_server` in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "benchmarks.dummy_server"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-m", "benchmarks.dummy_server", str(gap_s)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as server:
         assert server.stdout is not None
         try:
             yield f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -15,8 +15,6 @@ import argparse
 import asyncio
 import inspect
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.client import dummy_server
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
 from simulations.traffic import Constant, Fixed, Uniform, Workload
@@ -141,16 +140,10 @@ def floors(stock: Child, requests: Sequence[Request]) -> tuple[float, float]:
     What each tool adds by itself: on a server it is part of every TTFT that the tool reports.
     """
     model = f"gap-{_GAP_S}"
-    command = [sys.executable, "-m", "benchmarks.dummy_server", str(_GAP_S)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-            done = send(url, model, requests).outcomes
-            stock.send((url, model, requests))
-            theirs_s = stock.receive()[1]["median_ttft_ms"] / 1e3
-        finally:
-            server.kill()
+    with dummy_server(_GAP_S) as url:
+        done = send(url, model, requests).outcomes
+        stock.send((url, model, requests))
+        theirs_s = stock.receive()[1]["median_ttft_ms"] / 1e3
     seen = [one.first_token_s - one.sent_s for one in done if one.first_token_s and one.sent_s]
     return float(np.median(seen)), theirs_s
 

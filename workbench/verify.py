@@ -16,6 +16,7 @@ from serving.values import doubted_html
 from simulations.result import Prediction
 from workbench.export import MODEL, check
 from workbench.measure import Engine, Measurement, measure
+from workbench.measure.points import part
 
 OnProgress = Callable[[str, float], None]
 _REPLAY = "replay"
@@ -108,7 +109,7 @@ def verify(
             folder=folder,
             engine=engine,
             name=_REPLAY if repeat == 0 else f"{_REPLAY}-{repeat + 1}",
-            on_progress=_part(on_progress, repeat, repeats),
+            on_progress=part(on_progress, repeat / repeats, (repeat + 1) / repeats),
         )
 
     replays = [_trusted(replay, repeat, attempts) for repeat in range(repeats)]
@@ -168,9 +169,3 @@ def _compare(prediction: Prediction, replays: Sequence[Measurement]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows)
-
-
-def _part(on_progress: OnProgress | None, part: int, parts: int) -> OnProgress | None:
-    if on_progress is None:
-        return None
-    return lambda doing, share: on_progress(doing, (part + share) / parts)

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.client import dummy_server
 from serving.errors import InputError
 from serving.plan import Variant
 from simulations.traffic import ClosedLoop, LogNormal, Uniform
@@ -19,26 +19,12 @@ from workbench.cli.loads import Target, workload_of
 from workbench.model import shipped_checkpoint
 from workbench.track import list_runs
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def urls() -> Iterator[tuple[str, str]]:
     """Servers that send a token every 10 ms, and every 20 ms."""
-    with ExitStack() as stack:
-        found = []
-        for gap_s in ("0.01", "0.02"):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.dummy_server", gap_s],
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            found.append(f"http://127.0.0.1:{int(process.stdout.readline())}")
-        yield found[0], found[1]
+    with dummy_server(0.01) as fast, dummy_server(0.02) as slow:
+        yield fast, slow
 
 
 def workbench(*arguments: str, workdir: Path) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import measuring, runs, stages
+from workbench.cli import measuring, questions, runs, stages
 from workbench.cli.common import guarded
 
 __all__ = ["app", "guarded", "main"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(stages.app)
 app.add_typer(measuring.app)
+app.add_typer(questions.app)
 app.add_typer(runs.app)
 
 

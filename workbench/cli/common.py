@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
@@ -114,3 +114,9 @@ def show(found: pd.DataFrame, *, as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=2))
     else:
         print_table(found)
+
+
+def tell_doubts(doubts: Iterable[str], how: str = "used although") -> None:
+    """Say on standard error why measurements cannot be trusted."""
+    for doubt in doubts:
+        typer.echo(f"{how}: {doubt}", err=True)

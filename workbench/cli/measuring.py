@@ -1,10 +1,9 @@
-"""Commands that measure outside the pipeline: one load, a study, a comparison, a capacity."""
+"""Commands that measure outside the pipeline: one load, or a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from workbench.cli.common import (
     guarded,
     leave,
     show,
+    tell_doubts,
 )
 from workbench.cli.loads import (
     Burstiness,
@@ -29,7 +29,6 @@ from workbench.cli.loads import (
     Divisor,
     Duration,
     EngineJson,
-    Force,
     LoadSeed,
     OfVariant,
     OutputTokens,
@@ -48,14 +47,13 @@ from workbench.cli.loads import (
     slo_of,
     workload_of,
 )
-from workbench.cli.runs import tell_untracked
+from workbench.cli.runs import tell_untracked, track
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
     from workbench.measure.engine import OnProgress
     from workbench.measure.roofline import Ceilings
     from workbench.measure.study import StudyResult
-    from workbench.track import Tracker
 
 app = typer.Typer()
 
@@ -149,7 +147,7 @@ def load(
             name=name,
             on_progress=on_progress,
         )
-        _track(workdir, lambda tracker: tracker.load(measured, folder / measured.name))
+        track(workdir, lambda tracker: tracker.load(measured, folder / measured.name))
     slo = slo_of(ttft_p99, tpot_p99, e2e_p99)
     found = measured.summary(slo, ceilings=limits, usd_per_hour=usd_per_hour)
     tell_untracked(workdir)
@@ -200,204 +198,9 @@ def study(
             on_progress=on_progress,
         )
         page = study_page(result, folder / f"{declared.name}.html")
-        _track(workdir, lambda tracker: tracker.study(result, folder, page))
+        track(workdir, lambda tracker: tracker.study(result, folder, page))
     tell_untracked(workdir)
     _tell_study(result, page, limits, as_json=as_json)
-
-
-@app.command(
-    epilog="Examples: workbench compare --b-engine '{\"max_num_batched_tokens\": 512}' --rate 4 · "
-    "workbench compare --variant baseline --b-variant int8-w8a8 --concurrency 8 · "
-    "workbench compare --url http://BLUE:8000 --b-url http://GREEN:8000 --rate 10"
-)
-@guarded
-def compare(
-    workdir: Workdir = DEFAULT_WORKDIR,
-    url: Url = None,
-    b_url: Annotated[str | None, typer.Option(help="Another server, for b.")] = None,
-    model: Model = None,
-    b_model: Annotated[str | None, typer.Option(help="Another model, for b.")] = None,
-    variant: OfVariant = None,
-    b_variant: Annotated[str | None, typer.Option(help="Another variant, for b.")] = None,
-    engine: EngineJson = None,
-    b_engine: Annotated[
-        str | None, typer.Option(help="vLLM arguments that b has changed, as JSON.")
-    ] = None,
-    rate: Rate = None,
-    burstiness: Burstiness = None,
-    concurrency: Concurrency = None,
-    requests: Requests = None,
-    trace: TracePath = None,
-    window: Window = None,
-    speedup: Speedup = 1.0,
-    length_divisor: Divisor = 1.0,
-    prompt_tokens: PromptTokens = None,
-    output_tokens: OutputTokens = None,
-    shared_prefix: SharedPrefixes = None,
-    duration_s: Duration = 20.0,
-    warmup_s: Warmup = 2.0,
-    seed: LoadSeed = 0,
-    narrow: Annotated[
-        float, typer.Option(help="Stop when half of every interval is within this share.")
-    ] = 0.05,
-    max_repeats: Annotated[int, typer.Option(help="Of each side, at most.")] = 20,
-    in_turns: Annotated[
-        bool, typer.Option("--in-turns", help="Only one engine at a time, where both do not fit.")
-    ] = False,
-    force: Force = False,
-    name: Annotated[
-        str | None, typer.Option(help="Folder of the result below comparisons/.")
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Is b faster than a? Same prompts and arrivals in turn, until the ratio is known well."""
-    from workbench.measure.compare import Arm
-    from workbench.measure.compare import compare as compare_arms
-    from workbench.measure.points import load_name
-
-    if b_url is b_model is b_variant is b_engine is None:
-        raise InputError(
-            "b is not said", remedy="Give --b-engine, --b-variant, --b-model or --b-url."
-        )
-    a = Target.of(workdir, url=url, model=model, variant=variant, engine=engine)
-    b = Target.of(
-        workdir,
-        url=b_url or url,
-        model=b_model or (model if b_variant is None else None),
-        variant=b_variant or (variant if b_model is None else None),
-        engine=b_engine,
-        like=a.engine_args,
-    )
-    workload = workload_of(
-        rate=rate,
-        burstiness=burstiness,
-        concurrency=concurrency,
-        requests=requests,
-        trace=trace,
-        window=window,
-        speedup=speedup,
-        length_divisor=length_divisor,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        shared_prefix=shared_prefix,
-        duration_s=duration_s,
-        warmup_s=warmup_s,
-        seed=seed,
-    )
-    same = a.variant.name == b.variant.name
-    names = ("a", "b") if same else (a.variant.name, b.variant.name)
-    arms = [
-        Arm(arm, target.variant, target.engine_args, target.start)
-        for arm, target in zip(names, (a, b), strict=True)
-    ]
-    folder = (
-        workdir / "comparisons" / (name or f"{names[1]}-against-{names[0]}-{load_name(workload)}")
-    )
-    with display(workdir, f"Compare {names[1]} with {names[0]}", as_json=as_json) as on_progress:
-        found = compare_arms(
-            arms[0],
-            arms[1],
-            workload,
-            folder=folder,
-            narrow=narrow,
-            max_repeats=max_repeats,
-            together=not in_turns,
-            force=force,
-            on_progress=on_progress,
-        )
-        _track(workdir, lambda tracker: tracker.comparison(folder))
-    tell_untracked(workdir)
-    show(found.rows, as_json=as_json)
-    if not found.narrow_enough:
-        typer.echo(f"not as narrow as {narrow:.0%} after {max_repeats} repeats", err=True)
-    _tell_doubts(found.doubts)
-
-
-@app.command(
-    epilog="Examples: workbench capacity --ttft-p99 0.5 --prompt-tokens 16-128 · "
-    "workbench capacity --url http://HOST:8000 --ttft-p99 1 --tpot-p99 0.05 --start-rps 8"
-)
-@guarded
-def capacity(
-    workdir: Workdir = DEFAULT_WORKDIR,
-    url: Url = None,
-    served_name: ServedName = None,
-    model: Model = None,
-    variant: OfVariant = None,
-    engine: EngineJson = None,
-    ttft_p99: Ttft = None,
-    tpot_p99: Tpot = None,
-    e2e_p99: E2e = None,
-    attainment: Annotated[
-        float, typer.Option(help="Share of the requests that must meet every limit.")
-    ] = 0.99,
-    start_rps: Annotated[float, typer.Option(help="Where to begin, requests a second.")] = 1.0,
-    precision: Annotated[
-        float, typer.Option(help="Stop when the rate is known to this share.")
-    ] = 0.05,
-    max_runs: Annotated[int, typer.Option(help="At most so many runs.")] = 60,
-    burstiness: Burstiness = None,
-    prompt_tokens: PromptTokens = None,
-    output_tokens: OutputTokens = None,
-    shared_prefix: SharedPrefixes = None,
-    duration_s: Duration = 30.0,
-    warmup_s: Warmup = 3.0,
-    seed: LoadSeed = 0,
-    force: Force = False,
-    name: Annotated[str | None, typer.Option(help="Folder of the result below capacity/.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """The highest rate at which the SLO is kept, by bisection with confidence."""
-    from serving.plan import Slo
-    from workbench.measure.capacity import capacity as find_capacity
-    from workbench.measure.points import start_server
-
-    target = Target.of(
-        workdir, url=url, served_name=served_name, model=model, variant=variant, engine=engine
-    )
-    workload = workload_of(
-        burstiness=burstiness,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        shared_prefix=shared_prefix,
-        duration_s=duration_s,
-        warmup_s=warmup_s,
-        seed=seed,
-    )
-    folder = workdir / "capacity" / (name or target.variant.name)
-    with display(workdir, f"Capacity of {url or target.variant.name}", as_json=as_json) as said:
-        found = find_capacity(
-            target.variant,
-            workload,
-            slo_of(ttft_p99, tpot_p99, e2e_p99) or Slo(),
-            engine_args=target.engine_args,
-            folder=folder,
-            start_rps=start_rps,
-            precision=precision,
-            attainment=attainment,
-            max_runs=max_runs,
-            force=force,
-            start=target.start or start_server,
-            on_progress=said,
-        )
-        _track(workdir, lambda tracker: tracker.capacity(folder))
-    tell_untracked(workdir)
-    if as_json:
-        typer.echo(found.text().rstrip())
-    else:
-        show(found.runs, as_json=False)
-        typer.echo(str(found))
-    _tell_doubts(found.doubts)
-
-
-def _track(workdir: Path, log: Callable[[Tracker], object]) -> None:
-    """Leave a trail; a store that fails costs one line."""
-    from workbench.track import Tracker, attempt
-
-    with attempt(workdir):
-        log(Tracker(workdir))
 
 
 def _indices(text: str | None) -> tuple[int, ...] | None:
@@ -449,13 +252,8 @@ def _tell_study(result: StudyResult, page: Path, limits: Ceilings | None, *, as_
     show(table, as_json=as_json)
     for failure in result.failures:
         typer.echo(f"failed: {failure.name}: {failure.cause}", err=True)
-    _tell_doubts([f"{m.name}: {why}" for m in result.measurements for why in m.invalid], "left out")
+    tell_doubts([f"{m.name}: {why}" for m in result.measurements for why in m.invalid], "left out")
     if not as_json:
         typer.echo(f"figures  {page}")
     if result.failures:
         leave(1)
-
-
-def _tell_doubts(doubts: Any, how: str = "used although") -> None:
-    for doubt in doubts:
-        typer.echo(f"{how}: {doubt}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from workbench.cli.common import DEFAULT_WORKDIR, AsJson, Debug, Workdir, displa
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from workbench.track import Tracker
 
 app = typer.Typer()
 
@@ -117,6 +120,14 @@ def log(workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debu
         typer.echo(json.dumps(said | {"unreadable": list(done.unreadable)}))
     else:
         typer.echo(f"{done.added} runs added, {done.known} were there: {uri}")
+
+
+def track(workdir: Path, log: Callable[[Tracker], object]) -> None:
+    """Leave a trail; a store that fails costs one line."""
+    from workbench.track import Tracker, attempt
+
+    with attempt(workdir):
+        log(Tracker(workdir))
 
 
 def tell_untracked(workdir: Path) -> None:

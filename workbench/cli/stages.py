@@ -25,6 +25,7 @@ from workbench.cli.common import (
     leave,
     numbers,
     show,
+    tell_doubts,
 )
 from workbench.cli.runs import tell_untracked
 
@@ -151,9 +152,9 @@ def _tell_doubts(pipeline: Pipeline, name: str) -> None:
 
     if name in ("compress", "sweep", "serve"):
         return
-    for model in Results(pipeline).latency_models().values():
-        for doubt in model.doubts:
-            typer.echo(f"rests on what cannot be trusted: {model.variant}: {doubt}", err=True)
+    models = Results(pipeline).latency_models().values()
+    found = [f"{model.variant}: {doubt}" for model in models for doubt in model.doubts]
+    tell_doubts(found, "rests on what cannot be trusted")
 
 
 @app.command(epilog="Example: workbench demo --workdir runs --ttft-p99 0.5")

@@ -77,7 +77,6 @@ def send(
     """
     parts = _parts(requests, processes or _needed(requests, concurrency))
     outcomes = [Outcome.of(i, request) for i, request in enumerate(requests)]
-    found: list[tuple[list[Outcome], float, float]] = []
     with ExitStack() as stack:
         children = [
             stack.enter_context(

@@ -145,7 +145,7 @@ def once(
     usable: Callable[[Measurement], bool] = lambda measured: not measured.invalid,
     on_progress: OnProgress | None = None,
 ) -> Measurement:
-    """A point that lies there already, or is measured now; one that is not usable again, twice.
+    """A point that lies there already, or is measured now; one that is not usable, up to three times.
 
     Args:    engine: gives the running engine; not called where nothing is to be measured.
     Returns: the last attempt, usable or not.
