@@ -27,7 +27,8 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"cpu": ["cpu", "serving", "ray", "dev"], "gpu": ["gpu", "serving", "ray", "dev"]}
+_ALWAYS = ["serving", "ray", "evals", "dev"]
+EXTRAS = {kind: [kind, *_ALWAYS] for kind in ("cpu", "gpu")}
 
 
 def say(text: str) -> None:

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from serving.hpa import HpaSpec
 from serving.values import Estimate, Value
 
 
 class Quality(Value):
-    """What a variant keeps of its parent, on text and tasks it was not fitted to."""
+    """What a variant keeps of its parent, on text and questions that neither was fitted to.
+
+    Scored by vLLM on the checkpoint that is served; intervals are 95 %, those that compare with the
+    parent paired.
+    """
 
     perplexity: Estimate
+    perplexity_ratio: Estimate
+    """Perplexity over the parent's on the same text: 1 loses nothing."""
     agreement: Estimate
     """Share of positions where the most likely next token is the parent's."""
     kl_nats: Estimate
-    """KL(parent || variant) per token."""
+    """KL(parent || variant) per token; exact where all of the vocabulary was read, else a floor."""
     task_accuracy: Estimate
-    relative_task_accuracy: float = 1.0
+    recovery: Estimate
     """Task accuracy over the parent's on the same questions."""
+    benchmarks: dict[str, Estimate] = Field(default_factory=dict)
+    """Score of each task of lm-evaluation-harness."""
+    benchmark_recovery: dict[str, Estimate] = Field(default_factory=dict)
+    """Score over the parent's on the same samples."""
+    judged_on: str = ""
+    """Which text and questions, and how many were left out because the variant had seen them."""
+    asked: str = ""
+    """Digest of what it was to be judged by."""
+
+    @property
+    def worst_recovery(self) -> float:
+        """The lowest recovery, of the tasks and of every benchmark."""
+        everything = (self.recovery, *self.benchmark_recovery.values())
+        return min(score.value for score in everything)
+
+    def verdict(self, max_loss: float) -> Literal["keeps", "in doubt", "loses"]:
+        """Whether the variant keeps at least 1 - max_loss of the parent's score.
+
+        In doubt is what its interval does not decide; of several benchmarks the worst counts.
+        """
+        everything = (self.recovery, *self.benchmark_recovery.values())
+        if self.worst_recovery < 1 - max_loss:
+            return "loses"
+        return "in doubt" if any(score.low < 1 - max_loss for score in everything) else "keeps"
 
 
 class Variant(Value):
@@ -33,8 +63,22 @@ class Variant(Value):
     method: str = "none"
     parameters: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Fields of EngineArgs that belong to it: a float32 model is one only if served in float32."""
     size_bytes: int = Field(0, ge=0)
     quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader has to know before choosing it."""
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions and hardware."""
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(engine) - set(EngineArgs.model_fields))
+        if unknown:
+            raise ValueError(f"engine(={unknown}) must name fields of EngineArgs")
+        return engine
 
     @property
     def size_mib(self) -> float:
@@ -75,6 +119,10 @@ class EngineArgs(Value):
                 f" >= max_model_len(={self.max_model_len}) where prompts are not computed in chunks"
             )
         return self
+
+    def serving(self, variant: Variant) -> EngineArgs:
+        """The same with what belongs to the variant."""
+        return EngineArgs.model_validate(self.model_dump() | variant.engine)
 
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments of vLLM's EngineArgs; what is None is left to vLLM."""
@@ -132,6 +180,11 @@ class Plan(Value):
     """Replicas kept ready beyond what the autoscaler asks for."""
     gpus_per_replica: int = Field(1, ge=1)
     gpu_usd_per_hour: float = Field(2.5, gt=0)
+
+    @field_validator("engine")
+    @classmethod
+    def _serves_the_variant(cls, engine: EngineArgs, known: ValidationInfo) -> EngineArgs:
+        return engine.serving(known.data["variant"]) if "variant" in known.data else engine
 
     @model_validator(mode="after")
     def _one_fleet(self) -> Plan:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.manifests.kubernetes import app_name, is_local
 from serving.plan import Plan
+from serving.values import Estimate
 
 if TYPE_CHECKING:
     from workbench.export import Evidence
@@ -26,7 +27,7 @@ def evidence_page(plan: Plan, evidence: Evidence) -> str:
         " Numbers in brackets are 95 % intervals.",
         *(f"**Rests on what cannot be trusted.** {why}" for why in evidence.prediction.doubts),
         f"## The model: {plan.variant.name}, made by {plan.variant.method}",
-        _pairs("quality", dict(plan.variant.quality) if plan.variant.quality else {}),
+        _quality(plan),
         "## Measured",
         _table(("run", *_POINT), points),
         f"## Fitted (cold start {evidence.cold_start_s:.1f} s)",
@@ -43,6 +44,22 @@ def evidence_page(plan: Plan, evidence: Evidence) -> str:
         f"## MLflow runs\n\n{', '.join(evidence.mlflow_run_ids) or 'None.'}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _quality(plan: Plan) -> str:
+    quality = plan.variant.quality
+    if quality is None:
+        return "Its quality was not judged."
+    scores = {name: value for name, value in quality if isinstance(value, Estimate)}
+    scores |= {f"benchmark {task}": score for task, score in quality.benchmarks.items()}
+    allowed = plan.slo.max_quality_loss
+    told = [
+        _pairs("quality", scores),
+        f"Judged through vLLM on {quality.judged_on}." if quality.judged_on else "",
+        f"At most {allowed:.1%} of the score may be lost: {quality.verdict(allowed)}.",
+        *plan.variant.notes,
+    ]
+    return "\n\n".join(part for part in told if part)
 
 
 def _pairs(what: str, values: Mapping[str, Any]) -> str:

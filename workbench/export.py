@@ -76,6 +76,10 @@ class Evidence(Value):
         )
 
 
+_NOT_SERVED = ("card.json", "seen.npy", "pruned.json")
+"""What lies beside a checkpoint and says how it was made."""
+
+
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One dictionary per row; None where a cell holds nothing."""
     cells = table.astype(object)
@@ -105,7 +109,7 @@ def export(plan: Plan, folder: Path, *, evidence: Evidence, image: str | None = 
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             (partial / path).write_text(text)
         if local is not None:
-            shutil.copytree(local, partial / MODEL, ignore=shutil.ignore_patterns("card.json"))
+            shutil.copytree(local, partial / MODEL, ignore=shutil.ignore_patterns(*_NOT_SERVED))
         shipped.write(partial / "plan.json")
         evidence.prediction.write(partial / "prediction.json")
         evidence.write(partial / "evidence.json")

@@ -139,7 +139,7 @@ def served(results: Results) -> list[Variant]:
         variant
         for variant in others
         if variant.quality is None
-        or 1 - variant.quality.relative_task_accuracy <= chosen.slo.max_quality_loss
+        or variant.quality.verdict(chosen.slo.max_quality_loss) != "loses"
     ]
     kept.sort(key=lambda variant: -speed[variant.name])
     return [parent, *kept][: chosen.served_variants]

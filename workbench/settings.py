@@ -13,6 +13,8 @@ from serving.plan import EngineArgs, Slo
 from serving.values import Value
 from simulations.profiles import PROFILES
 from simulations.traffic import Day, LogNormal, Poisson, Workload
+from workbench.compress.quality import Ask
+from workbench.compress.recipe import Recipe
 
 
 def engine_for_this_machine() -> EngineArgs:
@@ -66,9 +68,12 @@ class Settings(Value):
     tune_seeds: tuple[int, ...] = (0, 1)
     unseen_seeds: tuple[int, ...] = (100, 101, 102)
     """Traffic that the search has not seen: the winner must keep the SLO on it."""
+    recipes: tuple[Recipe, ...] | None = None
+    """Which variants are made; None makes INT8 and a pruned-and-distilled student."""
     distil_tokens: int = Field(600_000, ge=1_000)
-    quality_tokens: int = Field(32_768, ge=512)
-    quality_tasks: int = Field(500, ge=10)
+    """Of the student, where no recipes are given."""
+    ask: Ask = Ask()
+    """What variants are judged by."""
     force: bool = False
     """Fit and tune on measurements that cannot be trusted; every result then says so."""
 
@@ -178,7 +183,6 @@ QUICK: dict[str, Any] = {
     "trials": 6,
     "unseen_seeds": (100, 101),
     "distil_tokens": 30_000,
-    "quality_tokens": 4_096,
-    "quality_tasks": 60,
+    "ask": {"tokens": 4_096, "questions": 60},
 }
 """Reduced sizes that still pass through every stage."""

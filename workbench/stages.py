@@ -33,10 +33,11 @@ def _compress(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None
     variants = compress(
         chosen.model_path(),
         folder,
+        engine_args=chosen.engine,
+        recipes=chosen.recipes,
+        ask=chosen.ask,
         seed=chosen.seed,
         distil_tokens=chosen.distil_tokens,
-        quality_tokens=chosen.quality_tokens,
-        quality_tasks=chosen.quality_tasks,
         on_progress=on_progress,
     )
     for variant in variants:
@@ -220,9 +221,9 @@ _DAY = ("slo", "profile", "length_divisor", "peak_rps", "peak_replicas", "day_du
 STAGES = (
     Stage(
         "compress",
-        "Compress: INT8, pruned and distilled; quality",
+        "Compress: make variants, judge their quality",
         "compress",
-        ("seed", "distil_tokens", "quality_tokens", "quality_tasks"),
+        ("seed", "recipes", "distil_tokens", "ask"),
         (),
         _compress,
         apart=True,

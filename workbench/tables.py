@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from serving.plan import Plan, Variant
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
+from workbench.compress import lineage
 from workbench.measure import Measurement, frame
 from workbench.pipeline import Pipeline
 from workbench.results import Results
@@ -18,7 +21,7 @@ def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
     results = Results(pipeline)
     match name:
         case "compress":
-            return variant_table(results.variants())
+            return variant_table(results.variants(), results.settings.slo.max_quality_loss)
         case "sweep" | "serve":
             return measurement_table(results.measurements("sweep") + results.measurements("serve"))
         case "fit":
@@ -43,17 +46,27 @@ def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
             return fleet_table(results.tuning())
 
 
-def variant_table(variants: list[Variant]) -> pd.DataFrame:
-    """Size and quality of each variant."""
+def variant_table(variants: Sequence[Variant], max_quality_loss: float) -> pd.DataFrame:
+    """The lineage as a tree, with size and quality, and whether that is enough."""
     rows = []
-    for variant in variants:
-        row = {"variant": variant.name, "made_by": variant.method, "mib": variant.size_mib}
-        if variant.quality is not None:
+    for depth, variant in lineage(variants):
+        row = {
+            "variant": "  " * (depth - 1) + "└ " * bool(depth) + variant.name,
+            "made_by": variant.method,
+            "mib": variant.size_mib,
+        }
+        quality = variant.quality
+        if quality is not None:
             row |= {
-                "perplexity": variant.quality.perplexity.value,
-                "agreement": variant.quality.agreement.value,
-                "task_accuracy": variant.quality.task_accuracy.value,
-                "of_parent": variant.quality.relative_task_accuracy,
+                "perplexity": quality.perplexity.value,
+                "agreement": quality.agreement.value,
+                "kl_nats": quality.kl_nats.value,
+                "task_accuracy": quality.task_accuracy.value,
+                "recovery": quality.recovery.value,
+                "low": quality.recovery.low,
+                "high": quality.recovery.high,
+                **{task: score.value for task, score in quality.benchmarks.items()},
+                "quality": quality.verdict(max_quality_loss),
             }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import measuring, questions, runs, stages
+from workbench.cli import compressing, measuring, questions, runs, stages
 from workbench.cli.common import guarded
 
 __all__ = ["app", "guarded", "main"]
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(stages.app)
+app.add_typer(compressing.app, name="compress")
 app.add_typer(measuring.app)
 app.add_typer(questions.app)
 app.add_typer(runs.app)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.errors import InputError
+from workbench.cli.variants import names_in, variant_in
 
 if TYPE_CHECKING:
     from serving.plan import EngineArgs, Slo, Variant
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 
 _LENGTHS = "64, 16-128 (uniform), or MEDIAN:MEAN:MAX (log-normal)."
 
-
-def _variants(ctx: typer.Context) -> list[str]:
-    """Names of the compressed variants in the data directory, for completion."""
-    folder = Path(ctx.params.get("workdir") or "runs") / "compress"
-    try:
-        names = (folder / "results.txt").read_text().split()
-    except OSError:
-        return []
-    return [name.removesuffix(".json") for name in names]
-
-
 Url = Annotated[
     str | None, typer.Option(help="A server that runs; else vLLM is started with --model.")
 ]
@@ -39,7 +29,7 @@ ServedName = Annotated[
 ]
 OfVariant = Annotated[
     str | None,
-    typer.Option("--variant", help="One that `compress` made.", autocompletion=_variants),
+    typer.Option("--variant", help="One that `compress` made.", autocompletion=names_in),
 ]
 EngineJson = Annotated[
     str | None,
@@ -147,15 +137,7 @@ def _variant(workdir: Path, model: str | None, variant: str | None) -> Variant:
             f"--variant(={variant!r}) and --model(={model!r}) exclude each other",
             remedy="Leave out one of them.",
         )
-    path = workdir / "compress" / f"{variant}.json"
-    if not path.exists():
-        there = sorted(file.stem for file in path.parent.glob("*.json"))
-        raise InputError(
-            f"--variant(={variant!r}) is not in {path.parent}",
-            remedy=f"There are {[name for name in there if name not in ('begun', 'done')]};"
-            " `workbench compress` makes them.",
-        )
-    return Variant.read(path)
+    return variant_in(workdir, variant)
 
 
 def _engine(text: str | None, like: EngineArgs | None) -> EngineArgs:

@@ -25,12 +25,10 @@ from workbench.cli.common import (
     leave,
     numbers,
     show,
-    tell_doubts,
 )
-from workbench.cli.runs import tell_untracked
+from workbench.cli.pipelines import open_pipeline, run_stages, settings_of, tell_pipeline_doubts
 
 if TYPE_CHECKING:
-    from workbench.pipeline import Pipeline
     from workbench.settings import Settings
 
 Forced = Annotated[
@@ -47,48 +45,12 @@ model_app = typer.Typer(help="The small chat model that the demo uses.", no_args
 app.add_typer(model_app, name="model")
 
 
-def _settings(workdir: Path | None, **chosen: Any) -> Settings:
-    """The settings that a data directory was last used with, changed by what was chosen.
-
-    Without a directory: the defaults, changed by what was chosen.
-    """
-    from workbench.settings import Settings
-
-    path = workdir / "settings.json" if workdir else None
-    known = Settings.read(path) if path and path.exists() else Settings()
-    limits = {key: chosen.pop(key, None) for key in ("ttft_p99_s", "tpot_p99_s", "e2e_p99_s")}
-    given = {key: value for key, value in limits.items() if value is not None}
-    if given:
-        chosen["slo"] = known.slo.model_dump() | given
-    changed = {key: value for key, value in chosen.items() if value is not None}
-    return Settings.model_validate(known.model_dump() | changed)
-
-
-def _open(workdir: Path, settings: Settings) -> Pipeline:
-    """The pipeline over a data directory."""
-    from workbench.pipeline import Pipeline, keep_caches_in
-
-    # numba reads its settings once, when the stages import it.
-    keep_caches_in(workdir / "cache")
-    from workbench.stages import STAGES
-
-    return Pipeline(workdir, settings, STAGES, {"model": settings.model_state()})
-
-
-def _run(workdir: Path, settings: Settings, names: list[str], *, as_json: bool) -> None:
-    """Run stages with a display, then show what the last one found."""
-    pipeline = _open(workdir, settings)
-    pipeline.run(names or list(pipeline.stages), to_stderr=as_json)
-    tell_untracked(workdir)
-    _show(pipeline, names[-1] if names else "report", as_json=as_json)
-
-
 def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bool) -> None:
     """Simulate the day of these settings under somebody's plan."""
     from serving.plan import Plan
 
     plan = Plan.read(path)
-    pipeline = _open(workdir, settings)
+    pipeline = open_pipeline(workdir, settings)
     from simulations.simulate import simulate as simulate_day
     from workbench.results import Results
     from workbench.tables import day_table
@@ -110,12 +72,12 @@ def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bo
             on_progress=on_progress,
         )
     show(day_table(result, plan), as_json=as_json)
-    _tell_doubts(pipeline, "simulate")
+    tell_pipeline_doubts(pipeline, "simulate")
 
 
 def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
     """Verify a bundle that lies anywhere."""
-    pipeline = _open(workdir, _settings(None))
+    pipeline = open_pipeline(workdir, settings_of(None))
     from workbench.verify import verify as verify_bundle
 
     with display(pipeline.workdir, f"Verify {bundle}", as_json=as_json) as on_progress:
@@ -123,38 +85,6 @@ def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
     show(found.rows, as_json=as_json)
     if not found.holds:
         leave(1)
-
-
-def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
-    from workbench.progress import print_table
-    from workbench.results import Results
-    from workbench.tables import table
-    from workbench.track import chosen_uri
-
-    show(table(pipeline, name), as_json=as_json)
-    _tell_doubts(pipeline, name)
-    if name == "verify":
-        verification = Results(pipeline).verification()
-        if verification is None or not verification.holds:
-            leave(1)
-    if name == "report" and not as_json:
-        print_table(table(pipeline, "verify"))
-        runs = pipeline.workdir
-        typer.echo(f"report   {runs / 'report.html'}")
-        typer.echo(f"bundle   {runs / 'export' / 'bundle'}")
-        typer.echo(f"compare  mlflow ui --backend-store-uri {chosen_uri(runs)}")
-        typer.echo(f"next     workbench tune --trials 200 --ttft-p99 0.3 --workdir {runs}")
-
-
-def _tell_doubts(pipeline: Pipeline, name: str) -> None:
-    """Say on standard error that a result rests on measurements that cannot be trusted."""
-    from workbench.results import Results
-
-    if name in ("compress", "sweep", "serve"):
-        return
-    models = Results(pipeline).latency_models().values()
-    found = [f"{model.variant}: {doubt}" for model in models for doubt in model.doubts]
-    tell_doubts(found, "rests on what cannot be trusted")
 
 
 @app.command(epilog="Example: workbench demo --workdir runs --ttft-p99 0.5")
@@ -181,21 +111,7 @@ def demo(
     if trials is not None:
         chosen["trials"] = trials
     # Not those of an earlier run: `demo` after `demo --quick` is a whole demo.
-    _run(workdir, _settings(None, **chosen), [], as_json=as_json)
-
-
-@app.command(epilog="Example: workbench compress --model ./my-model --workdir runs")
-@guarded
-def compress(
-    workdir: Workdir = DEFAULT_WORKDIR,
-    model: Model = None,
-    seed: Seed = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Make INT8 and pruned-and-distilled variants and judge their quality against the parent."""
-    settings = _settings(workdir, model=model, seed=seed)
-    _run(workdir, settings, ["compress"], as_json=as_json)
+    run_stages(workdir, settings_of(None, **chosen), [], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench measure --batches 1,8,32 --rates 2,5,10 --duration-s 20")
@@ -212,7 +128,7 @@ def measure(
 ) -> None:
     """Sweep batch sizes offline, then send open-loop Poisson load to a real vLLM server."""
     sizes = numbers("--batches", batches)
-    settings = _settings(
+    settings = settings_of(
         workdir,
         model=model,
         batches=tuple(map(int, sizes)) if sizes else None,
@@ -220,7 +136,7 @@ def measure(
         load_duration_s=duration_s,
         seed=seed,
     )
-    _run(workdir, settings, ["sweep", "serve"], as_json=as_json)
+    run_stages(workdir, settings, ["sweep", "serve"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench fit --workdir runs")
@@ -232,7 +148,7 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Fit a latency model per variant to the engine's own step log."""
-    _run(workdir, _settings(workdir, force=force), ["fit"], as_json=as_json)
+    run_stages(workdir, settings_of(workdir, force=force), ["fit"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench simulate --peak-rps 40 --ttft-p99 0.5")
@@ -248,11 +164,11 @@ def simulate(
     debug: Debug = False,
 ) -> None:
     """Simulate a day of traffic on a fleet: the article's autoscaler, or a plan of yours."""
-    settings = _settings(
+    settings = settings_of(
         workdir, peak_rps=peak_rps, ttft_p99_s=ttft_p99, tpot_p99_s=tpot_p99, e2e_p99_s=e2e_p99
     )
     if plan is None:
-        _run(workdir, settings, ["simulate"], as_json=as_json)
+        run_stages(workdir, settings, ["simulate"], as_json=as_json)
     else:
         _simulate_plan(workdir, settings, plan, as_json=as_json)
 
@@ -272,7 +188,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Find the autoscaler with the fewest GPU hours that keeps the SLO."""
-    settings = _settings(
+    settings = settings_of(
         workdir,
         trials=trials,
         peak_rps=peak_rps,
@@ -282,7 +198,7 @@ def tune(
         seed=seed,
         force=force,
     )
-    _run(workdir, settings, ["tune"], as_json=as_json)
+    run_stages(workdir, settings, ["tune"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench export --workdir runs")
@@ -291,7 +207,7 @@ def export(
     workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Write the winner as a bundle directory: plan, evidence, Kubernetes manifests."""
-    _run(workdir, _settings(workdir), ["export"], as_json=as_json)
+    run_stages(workdir, settings_of(workdir), ["export"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench verify --bundle runs/export/bundle")
@@ -304,7 +220,7 @@ def verify(
 ) -> None:
     """Start the exported configuration, replay load, print predicted against measured."""
     if bundle is None:
-        _run(workdir, _settings(workdir), ["verify"], as_json=as_json)
+        run_stages(workdir, settings_of(workdir), ["verify"], as_json=as_json)
     else:
         _verify_bundle(workdir, bundle, as_json=as_json)
 
@@ -315,7 +231,7 @@ def report(
     workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Write report.html: one self-contained page with every figure."""
-    _run(workdir, _settings(workdir), ["report"], as_json=as_json)
+    run_stages(workdir, settings_of(workdir), ["report"], as_json=as_json)
 
 
 @model_app.command("train", epilog="Example: workbench model train --out my-model --seed 1")

@@ -8,18 +8,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.compress.distil import distil
     from workbench.compress.prune import prune
-    from workbench.compress.quality import measure_quality
-    from workbench.compress.quantize import quantize_int8
+    from workbench.compress.quality import Ask, judge
+    from workbench.compress.quantize import quantize
+    from workbench.compress.recipe import Recipe, lineage, make, read_recipes
+    from workbench.compress.sparsify import sparsify
     from workbench.compress.variants import compress
 
 _HOME = {
+    "Ask": "workbench.compress.quality",
+    "Recipe": "workbench.compress.recipe",
     "compress": "workbench.compress.variants",
     "distil": "workbench.compress.distil",
-    "measure_quality": "workbench.compress.quality",
+    "judge": "workbench.compress.quality",
+    "lineage": "workbench.compress.recipe",
+    "make": "workbench.compress.recipe",
     "prune": "workbench.compress.prune",
-    "quantize_int8": "workbench.compress.quantize",
+    "quantize": "workbench.compress.quantize",
+    "read_recipes": "workbench.compress.recipe",
+    "sparsify": "workbench.compress.sparsify",
 }
-__all__ = ["compress", "distil", "measure_quality", "prune", "quantize_int8"]
+__all__ = [
+    "Ask",
+    "Recipe",
+    "compress",
+    "distil",
+    "judge",
+    "lineage",
+    "make",
+    "prune",
+    "quantize",
+    "read_recipes",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,129 +1,166 @@
 """Distillation: a student learns the teacher's distribution over the next token.
 
-Loss: T^2 KL(teacher || student) of the logits at temperature T, on text and tasks, where the recipe of
-the parent would learn as well. A checkpoint every `save_every` steps makes it resumable; a resumed run
-gives the same student as one that was never cut off.
+Loss, of every position that the parent's own recipe would learn:
 
-Source:  Hinton et al., arXiv 1503.02531.
+    (1 - label_weight) T^2 KL(teacher || student) + label_weight cross entropy + hidden_weight hidden
+
+where the KL is of the softmax at temperature T, over the whole vocabulary or over the teacher's top_k
+tokens and one bucket for the rest, and `hidden` compares what leaves the layers. The loop is the Hugging
+Face Trainer's: checkpoints, bf16, several GPUs through accelerate; a run that was cut off goes on, and
+gives the same student as one that was not.
+
+Source:  Hinton et al., arXiv 1503.02531; Muralidharan et al., arXiv 2407.14679 (logits and hidden
+         states, from a pruned parent); Tung & Mori, arXiv 1907.09682 (similarities of hidden states,
+         where widths differ).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InputError
-from workbench.compress.checkpoint import load, written
+from pydantic import Field, ValidationError
 
-OnProgress = Callable[[str, float], None]
+from serving.errors import EngineError, InputError
+from serving.values import Value, one_line
+from workbench.compress.checkpoint import check_not_quantized
+from workbench.progress import OnProgress
+
 SEQ_LEN = 256
+
+
+class Distillation(Value):
+    """One distillation, as the processes that do it read it."""
+
+    teacher: str
+    student: str | None = None
+    """The checkpoint to begin with; None begins with random weights."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Without a student: what differs from the teacher's config.json, for example num_hidden_layers."""
+    out: Path
+    tokens: int = Field(gt=0)
+    batch_size: int = Field(8, gt=0)
+    """Rows in a step, over all processes."""
+    seq_len: int = Field(SEQ_LEN, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, gt=0)
+    hidden_weight: float = Field(0.0, ge=0)
+    label_weight: float = Field(0.0, ge=0, le=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    save_every: int = Field(100, gt=0)
+    snapshots: int = Field(0, ge=0)
+    """So many students on the way are kept, each after twice the tokens of the one before."""
+    text: Path | None = None
+    seed: int = Field(0, ge=0)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, math.ceil(self.tokens / (self.batch_size * self.seq_len)))
+
+    @property
+    def training_folder(self) -> Path:
+        """Where the run keeps its checkpoints until it is whole."""
+        return self.out.with_name(self.out.name + ".training")
+
+    @property
+    def snapshot_folder(self) -> Path:
+        """Where students on the way are kept, by their number of tokens."""
+        return self.out.with_name(self.out.name + ".snapshots")
+
+    def snapshot_steps(self) -> dict[int, int]:
+        """Step after which a student is kept -> tokens that it has learnt from."""
+        steps = {self.steps >> back for back in range(1, self.snapshots + 1)} - {0}
+        return {step: step * self.batch_size * self.seq_len for step in sorted(steps)}
 
 
 def distil(
     teacher: str | Path,
-    student: str | Path,
+    student: str | Path | None,
     out: Path,
     *,
     tokens: int,
-    batch_size: int = 8,
-    temperature: float = 1.0,
-    learning_rate: float = 1e-3,
-    save_every: int = 100,
-    seed: int = 0,
+    processes: int | None = None,
     on_progress: OnProgress | None = None,
+    **how: Any,
 ) -> Path:
-    """Train the student on the teacher's logits for a number of tokens, and write it.
+    """Train the student on the teacher's distribution for a number of tokens, and write it.
 
-    Raises:  InputError: a temperature or a number of tokens that is not positive.
+    Args:    student: where to begin, for example a pruned parent; None with `config` begins anew.
+             processes: how many train together; None is one per GPU.
+             how: further fields of Distillation: temperature, top_k, hidden_weight, ...
+    Raises:  InputError: a value that cannot be, or an unknown one.
              ModelError: a model that cannot be loaded.
     """
-    import torch
-
-    from workbench.model.batches import IGNORED, token_batches
-
-    if tokens <= 0 or temperature <= 0:
-        raise InputError(
-            f"tokens(={tokens}) and temperature(={temperature}) must be > 0", remedy="Raise them."
+    try:
+        asked = Distillation(
+            teacher=str(teacher),
+            student=None if student is None else str(student),
+            out=out,
+            tokens=tokens,
+            **how,
         )
-    torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parent, tokenizer = load(teacher)
-    learner, _ = load(student, dtype=torch.float32)
-    parent.to(device)
-    learner.to(device).train()
-    dtype = parent.dtype
-    steps = max(1, math.ceil(tokens / (batch_size * SEQ_LEN)))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=learning_rate, weight_decay=0.0)
-    saved = out.with_name(out.name + ".resume.pt")
-    begin = _resume(saved, learner, optimizer)
-    batches = token_batches(
-        tokenizer, seed=seed, batch_size=batch_size, seq_len=SEQ_LEN, start=begin
-    )
-    for step in range(begin, steps):
-        batch = next(batches)
-        inputs, learnt = batch.input_ids.to(device), batch.labels.to(device) != IGNORED
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _schedule(step, steps)
-        with torch.no_grad():
-            wanted = parent(inputs).logits[:, :-1]
-        with torch.autocast(device, dtype=torch.bfloat16):
-            got = learner(inputs).logits[:, :-1]
-        mask = learnt[:, 1:]
-        loss = _kl(wanted[mask].float(), got[mask].float(), temperature)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if on_progress is not None:
-            on_progress(
-                f"distilling, step {step + 1}/{steps}, KL {loss.item():.3f}", (step + 1) / steps
-            )
-        if (step + 1) % save_every == 0 and step + 1 < steps:
-            _save(saved, learner, optimizer, step + 1)
-    learner.to(dtype)
-    with written(out) as folder:
-        learner.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    saved.unlink(missing_ok=True)
+    except ValidationError as error:
+        raise InputError(
+            one_line(error), remedy="See `workbench compress distil --help`."
+        ) from None
+    if asked.student is None and not asked.config:
+        raise InputError(
+            "a student needs a checkpoint or a configuration to begin with",
+            remedy="Give student, or config={'num_hidden_layers': 2}.",
+        )
+    for model in (asked.teacher, asked.student):
+        if model is not None:
+            check_not_quantized(model)
+    together = processes or _gpus() or 1
+    if asked.batch_size % together:
+        raise InputError(
+            f"batch_size(={asked.batch_size}) must be a multiple of {together} processes",
+            remedy=f"Take {math.ceil(asked.batch_size / together) * together}.",
+        )
+    if together == 1:
+        from workbench.compress.training import train
+
+        train(asked, on_progress)
+    else:
+        _train_together(asked, together, on_progress)
+    shutil.rmtree(asked.training_folder, ignore_errors=True)
     return out
 
 
-def _kl(wanted: Any, got: Any, temperature: float) -> Any:
-    import torch.nn.functional as F
-
-    return temperature**2 * F.kl_div(
-        F.log_softmax(got / temperature, dim=-1),
-        F.log_softmax(wanted / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Warm up over a twentieth, then fall to a tenth in a half cosine."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _save(path: Path, learner: Any, optimizer: Any, step: int) -> None:
+def _gpus() -> int:
     import torch
 
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"m": learner.state_dict(), "o": optimizer.state_dict(), "step": step}, partial)
-    partial.replace(path)
+    return int(torch.cuda.device_count())
 
 
-def _resume(path: Path, learner: Any, optimizer: Any) -> int:
-    import torch
+def _train_together(asked: Distillation, processes: int, on_progress: OnProgress | None) -> None:
+    """Several processes, each with a part of every batch; the first one tells how far they are."""
+    request = asked.write(asked.training_folder / "request.json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", "workbench.compress.training", str(request)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            said = _said(line)
+            if said is not None and on_progress is not None:
+                on_progress(*said)
+        code = running.wait()
+    if code:
+        raise EngineError(
+            f"distilling in {processes} processes ended with exit status {code}",
+            remedy="What they printed last says more; try --processes 1.",
+        )
 
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    learner.load_state_dict(state["m"])
-    optimizer.load_state_dict(state["o"])
-    return int(state["step"])
+
+def _said(line: str) -> tuple[str, float] | None:
+    try:
+        doing, share = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return str(doing), float(share)

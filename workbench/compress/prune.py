@@ -1,22 +1,38 @@
-"""Structured pruning: whole layers by block influence, MLP neurons by their activations.
+"""Structured pruning: fewer layers, narrower MLPs, fewer attention heads, fewer channels.
 
 The result is a smaller dense model of the same architecture, which vLLM runs with no special kernel.
-
-Source:  Men et al., ShortGPT, arXiv 2403.03853 (block influence); Muralidharan et al., Compact Language
-         Models via Pruning and Knowledge Distillation, arXiv 2407.14679 (neurons by activation).
+What goes is what does least on calibration text (importance.py).
 """
 
 from __future__ import annotations
 
-from itertools import islice
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from serving.errors import InputError, ModelError
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import InputError
 from workbench.compress.checkpoint import load, written
+from workbench.compress.importance import Importance, check_layers, importance, norms
+from workbench.compress.texts import fitting_rows, seen_rows
+from workbench.progress import OnProgress
 
 WIDTH_UNIT = 128
 """Widths stay multiples of this: grouped 4-bit kernels want it."""
+PRUNED_FILE = "pruned.json"
+
+
+class Cut(NamedTuple):
+    """What is left of a model; None leaves it as it is."""
+
+    layers: int = 0
+    contiguous: bool = False
+    mlp_width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    hidden: int | None = None
 
 
 def prune(
@@ -24,110 +40,216 @@ def prune(
     out: Path,
     *,
     layers: int = 0,
+    contiguous: bool = False,
     mlp_width: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    hidden: int | None = None,
+    calibration_sequences: int = 64,
+    text: Path | None = None,
     seed: int = 0,
+    on_progress: OnProgress | None = None,
 ) -> Path:
-    """Write the model without its `layers` least influential layers, its MLPs cut to `mlp_width`.
+    """Write the model without the parts that do least.
 
     Args:    layers: how many to take out.
-             mlp_width: neurons left in each MLP; None leaves them as they are.
+             contiguous: as one run of consecutive layers, instead of each for itself.
+             mlp_width: neurons left in each MLP.
+             heads: attention heads left in each layer, as many in every group of keys and values.
+             kv_heads: groups of heads left that share keys and values.
+             hidden: channels left in the residual stream.
+             calibration_sequences: rows of 256 tokens to watch the model on.
+             text: JSONL to calibrate with; None takes shipped text and tasks.
     Raises:  ModelError: an architecture whose layers are not understood.
              InputError: more than there is to take out, or a width that kernels do not like.
     """
     parent, tokenizer = load(model)
-    _check(parent, layers, mlp_width)
-    influence, activity = importance(parent, tokenizer, seed=seed)
-    gone = sorted(range(len(influence)), key=lambda i: influence[i])[:layers]
-    _drop_layers(parent, gone)
+    check_layers(parent)
+    cut = Cut(layers, contiguous, mlp_width, heads, kv_heads, hidden)
+    _check(parent.config, cut)
+    import torch
+
+    if torch.cuda.is_available():
+        parent.cuda()
+    rows = fitting_rows(tokenizer, calibration_sequences, seed=seed, text=text)
+    found = importance(parent, rows, on_progress)
+    gone = found.least(layers, contiguous=contiguous)
+    kept = [i for i in range(parent.config.num_hidden_layers) if i not in gone]
+    if hidden is not None:
+        _cut_channels(parent, found, hidden)
+    _cut_heads(parent, found, cut)
     if mlp_width is not None:
-        kept = [a for i, a in enumerate(activity) if i not in gone]
-        _cut_mlps(parent, kept, mlp_width)
+        _cut_mlps(parent, found, mlp_width)
+    _drop_layers(parent, kept)
     size = sum(p.numel() * p.element_size() for p in parent.parameters())
     with written(out, needed_bytes=size) as folder:
         parent.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        seen_rows(tokenizer, rows).write(folder)
+        told = _told(model, kept, found)
+        (folder / PRUNED_FILE).write_text(json.dumps(told, indent=1) + "\n")
     return out
 
 
-def importance(
-    model: Any, tokenizer: Any, *, sequences: int = 16, seed: int = 0
-) -> tuple[list[float], list[Any]]:
-    """Block influence of each layer (1 - cosine of what enters and leaves), and mean |activation| of
-    each MLP neuron, on calibration text and tasks.
+def layers_kept(model: str | Path, of: int) -> list[int] | None:
+    """Which of the `of` layers of its first parent a pruned model has; None where it does not say."""
+    path = Path(model) / PRUNED_FILE
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    return list(told["layers_kept"]) if told.get("of_layers") == of else None
+
+
+def _told(model: str | Path, kept: list[int], found: Importance) -> dict[str, Any]:
+    """What is written beside a pruned model; layers are counted in the model that was pruned first."""
+    path = Path(model) / PRUNED_FILE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    first = before.get("layers_kept", list(range(len(found.block_influence))))
+    return {
+        "layers_kept": [first[i] for i in kept],
+        "of_layers": before.get("of_layers", len(first)),
+        "block_influence": found.block_influence.round(6).tolist(),
+    }
+
+
+def _check(config: Any, cut: Cut) -> None:
+    there = config.num_hidden_layers
+    if not 0 <= cut.layers < there:
+        raise InputError(
+            f"layers(={cut.layers}) must be between 0 and {there - 1}",
+            remedy="Take out fewer layers.",
+        )
+    for name, width, whole in (
+        ("mlp_width", cut.mlp_width, config.intermediate_size),
+        ("hidden", cut.hidden, config.hidden_size),
+    ):
+        if width is not None and not (0 < width <= whole and width % WIDTH_UNIT == 0):
+            raise InputError(
+                f"{name}(={width}) must be a multiple of {WIDTH_UNIT} up to {whole}",
+                remedy=f"Take for example {max(WIDTH_UNIT, whole // 2 // WIDTH_UNIT * WIDTH_UNIT)}.",
+            )
+    groups, all_heads = config.num_key_value_heads, config.num_attention_heads
+    kv_heads = cut.kv_heads if cut.kv_heads is not None else groups
+    if not 0 < kv_heads <= groups:
+        raise InputError(
+            f"kv_heads(={kv_heads}) must be between 1 and {groups}", remedy="Keep one or more."
+        )
+    most = kv_heads * (all_heads // groups)
+    if cut.heads is not None and not (0 < cut.heads <= most and cut.heads % kv_heads == 0):
+        raise InputError(
+            f"heads(={cut.heads}) must be a multiple of {kv_heads} (the groups of keys and values)"
+            f" up to {most}",
+            remedy=f"Take for example {kv_heads * max(1, most // kv_heads // 2)}.",
+        )
+
+
+def _drop_layers(model: Any, kept: list[int]) -> None:
+    import torch
+
+    config = model.config
+    model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
+    config.num_hidden_layers = len(kept)
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = i
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+
+
+def _cut_mlps(model: Any, found: Importance, width: int) -> None:
+    for layer, active in zip(model.model.layers, found.neurons, strict=True):
+        kept = _most(active, width)
+        mlp = layer.mlp
+        _keep_outputs(mlp.gate_proj, kept)
+        _keep_outputs(mlp.up_proj, kept)
+        _keep_inputs(mlp.down_proj, kept)
+    model.config.intermediate_size = width
+
+
+def _cut_heads(model: Any, found: Importance, cut: Cut) -> None:
+    """Take whole groups out first, then in every group that is left as many heads."""
+    config = model.config
+    groups, size = (
+        config.num_key_value_heads,
+        config.num_attention_heads // config.num_key_value_heads,
+    )
+    kv_heads = groups if cut.kv_heads is None else cut.kv_heads
+    left = size if cut.heads is None else cut.heads // kv_heads
+    if (kv_heads, left) == (groups, size):
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for layer, active in zip(model.model.layers, found.heads, strict=True):
+        by_group = active.reshape(groups, size)
+        kept_groups = _most(by_group.sum(axis=1), kv_heads)
+        kept_heads = np.concatenate([g * size + _most(by_group[g], left) for g in kept_groups])
+        attention = layer.self_attn
+        queries, keys = _spans(kept_heads, head_dim), _spans(kept_groups, head_dim)
+        _keep_outputs(attention.q_proj, queries)
+        _keep_outputs(attention.k_proj, keys)
+        _keep_outputs(attention.v_proj, keys)
+        _keep_inputs(attention.o_proj, queries)
+        attention.num_key_value_groups = left
+    config.head_dim = head_dim
+    config.num_key_value_heads, config.num_attention_heads = kv_heads, kv_heads * left
+
+
+def _cut_channels(model: Any, found: Importance, hidden: int) -> None:
+    """Take channels out of the residual stream.
+
+    A norm divides by the root mean square over all channels; over those that are left it is another,
+    so each norm's weights take up the ratio of the two, as calibration text shows it.
     """
     import torch
 
-    from workbench.model.batches import token_batches
-
-    decoder = model.model.layers
-    activity: list[Any] = [0.0] * len(decoder)
-
-    def watch(i: int) -> Any:
-        def hook(module: Any, inputs: tuple[Any, ...]) -> None:
-            activity[i] = activity[i] + inputs[0].detach().float().abs().mean(dim=(0, 1))
-
-        return hook
-
-    hooks = [
-        layer.mlp.down_proj.register_forward_pre_hook(watch(i)) for i, layer in enumerate(decoder)
-    ]
-    influence = [0.0] * len(decoder)
-    batches = token_batches(tokenizer, seed=seed, batch_size=8)
-    with torch.no_grad():
-        for batch in islice(batches, max(1, sequences // 8)):
-            states = model(batch.input_ids, output_hidden_states=True).hidden_states
-            for i in range(len(decoder)):
-                cosine = torch.cosine_similarity(states[i].float(), states[i + 1].float(), dim=-1)
-                influence[i] += float(1 - cosine.mean())
-    for hook in hooks:
-        hook.remove()
-    return influence, activity
-
-
-def _check(model: Any, layers: int, mlp_width: int | None) -> None:
-    inner: Any = getattr(model, "model", None)
-    if not hasattr(inner, "layers") or not hasattr(inner.layers[0].mlp, "gate_proj"):
-        raise ModelError(
-            f"cannot prune architecture {type(model).__name__!r}",
-            remedy="Llama, Mistral and Qwen models can be pruned.",
-        )
-    there = len(inner.layers)
-    if not 0 <= layers < there:
-        raise InputError(
-            f"layers(={layers}) must be between 0 and {there - 1}", remedy="Take out fewer layers."
-        )
-    width = model.config.intermediate_size
-    if mlp_width is not None and not (0 < mlp_width <= width and mlp_width % WIDTH_UNIT == 0):
-        raise InputError(
-            f"mlp_width(={mlp_width}) must be a multiple of {WIDTH_UNIT} up to {width}",
-            remedy=f"Take for example {max(WIDTH_UNIT, width // 2 // WIDTH_UNIT * WIDTH_UNIT)}.",
-        )
+    config, kept = model.config, _most(found.channels, hidden)
+    config.head_dim = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    index = torch.as_tensor(kept, device=model.device)
+    for name, norm in norms(model):
+        squares = found.mean_squares[name]
+        ratio = float(np.sqrt(squares[kept].mean() / squares.mean()))
+        norm.weight = torch.nn.Parameter(norm.weight.data[index] * ratio)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (
+            *(attention.q_proj, attention.k_proj, attention.v_proj),
+            *(mlp.gate_proj, mlp.up_proj),
+        ):
+            _keep_inputs(linear, kept)
+        _keep_outputs(attention.o_proj, kept)
+        _keep_outputs(mlp.down_proj, kept)
+    table = model.get_input_embeddings()
+    table.weight = torch.nn.Parameter(table.weight.data[:, index])
+    table.embedding_dim = hidden
+    if config.tie_word_embeddings:
+        model.lm_head.weight = table.weight
+        model.lm_head.in_features = hidden
+    else:
+        _keep_inputs(model.lm_head, kept)
+    config.hidden_size = hidden
 
 
-def _drop_layers(model: Any, gone: list[int]) -> None:
+def _most(values: NDArray[np.float64], n: int) -> NDArray[np.int64]:
+    """Indices of the n largest, in their order."""
+    return np.sort(np.argsort(-values, kind="stable")[:n])
+
+
+def _spans(heads: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
+    """Indices of all channels of some heads."""
+    return (heads[:, None] * head_dim + np.arange(head_dim)).ravel()
+
+
+def _keep_outputs(linear: Any, kept: NDArray[np.int64]) -> None:
     import torch
 
-    kept = [layer for i, layer in enumerate(model.model.layers) if i not in gone]
-    model.model.layers = torch.nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
-    for i, layer in enumerate(kept):
-        layer.self_attn.layer_idx = i
-    if getattr(model.config, "layer_types", None):
-        types = [t for i, t in enumerate(model.config.layer_types) if i not in gone]
-        model.config.layer_types = types
+    index = torch.as_tensor(kept, device=linear.weight.device)
+    linear.weight = torch.nn.Parameter(linear.weight.data.index_select(0, index))
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(linear.bias.data.index_select(0, index))
+    linear.out_features = len(kept)
 
 
-def _cut_mlps(model: Any, activity: list[Any], width: int) -> None:
+def _keep_inputs(linear: Any, kept: NDArray[np.int64]) -> None:
     import torch
 
-    for layer, active in zip(model.model.layers, activity, strict=True):
-        kept = torch.topk(active, width).indices.sort().values
-        mlp = layer.mlp
-        for name, dimension in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            linear = getattr(mlp, name)
-            linear.weight = torch.nn.Parameter(linear.weight.data.index_select(dimension, kept))
-            if dimension == 0:
-                linear.out_features = width
-            else:
-                linear.in_features = width
-    model.config.intermediate_size = width
+    index = torch.as_tensor(kept, device=linear.weight.device)
+    linear.weight = torch.nn.Parameter(linear.weight.data.index_select(1, index))
+    linear.in_features = len(kept)

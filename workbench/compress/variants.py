@@ -1,123 +1,113 @@
-"""The compress stage: the parent, an INT8 variant and a pruned-and-distilled student, each judged."""
+"""The compress stage: a parent and what recipes make of it, each judged by what vLLM says."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from serving.errors import InputError
-from serving.plan import Variant
+from serving.plan import EngineArgs, Variant
 from workbench.compress.checkpoint import load, size_bytes
-from workbench.compress.distil import distil
-from workbench.compress.prune import WIDTH_UNIT, prune
-from workbench.compress.quality import measure_quality
-from workbench.compress.quantize import quantize_int8
+from workbench.compress.prune import WIDTH_UNIT
+from workbench.compress.quality import Ask, judge
+from workbench.compress.recipe import CARD, Recipe, card, keep, make
+from workbench.compress.recipe import check as check_recipes
+from workbench.compress.steps import Distil, Prune, Quantize
+from workbench.progress import OnProgress
 
-OnProgress = Callable[[str, float], None]
-_QUANTIZED, _DISTILLED = 0.3, 0.85
+_MAKING = 0.75
+"""Share of the time that making takes, in the progress that is shown."""
+_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def compress(
     model: str | Path,
     out: Path,
     *,
+    engine_args: EngineArgs,
+    recipes: Sequence[Recipe] | None = None,
+    ask: Ask = Ask(),  # noqa: B008  (frozen)
     seed: int = 0,
     distil_tokens: int = 600_000,
-    quality_tokens: int = 32_768,
-    quality_tasks: int = 500,
     on_progress: OnProgress | None = None,
 ) -> list[Variant]:
-    """Make the variants under `out`, one folder each with its card.json; finished ones are kept.
+    """Make variants of a model under `out`, a folder each with its card.json, and judge them.
 
-    Returns: the unchanged parent, named after its data type, then `int8-w8a8` and `pruned-distilled`.
-    Raises:  ModelError: a model that cannot be loaded or pruned; nothing is made then.
+    What is there and says the same is neither made nor judged again.
+
+    Args:    engine_args: to serve them with while they are judged.
+             recipes: None makes `int8-w8a8` (GPTQ) and `pruned-distilled`.
+             ask: what to judge by.
+             seed, distil_tokens: of the recipes that are made where none are given.
+    Returns: the unchanged parent, named after its data type, then one variant per recipe.
+    Raises:  ModelError: a model that cannot be loaded or pruned.
+             InputError: what this machine cannot serve; nothing is made then.
     """
     say = on_progress or (lambda doing, share: None)
     say("loading the parent", 0.0)
-    parent = _parent(str(model))
-    layers, mlp_width = _cut(str(model))
-    judge: dict[str, Any] = {"tokens": quality_tokens, "tasks": quality_tasks, "seed": seed}
+    parent = parent_of(model)
+    chosen = usual(model, seed, distil_tokens) if recipes is None else list(recipes)
+    check_recipes(chosen)
+    made = make(chosen, parent, out, on_progress=lambda doing, share: say(doing, _MAKING * share))
+    names = {recipe.name for recipe in chosen}
+    finals = [variant for variant in made if variant.name in names]
+    known = card(out / parent.name)
+    first = known if known and known.model_copy(update={"quality": None}) == parent else parent
+    return judged(
+        [first, *finals],
+        parent,
+        ask,
+        engine_args=engine_args,
+        cache=out,
+        on_progress=lambda doing, share: say(doing, _MAKING + (1 - _MAKING) * share),
+    )
 
-    def made(variant: Variant, make: Callable[[Path], Any], at: float) -> Variant:
-        folder = out / variant.name
-        known = _card(folder)
-        if known is not None and known.model_copy(update=_UNJUDGED) == variant:
-            return known
-        make(folder)
-        say(f"judging {variant.name}", at)
-        target = variant.model_copy(
-            update={
-                "quality": measure_quality(variant.model, model, **judge),
-                "size_bytes": size_bytes(Path(variant.model))
-                if Path(variant.model).exists()
-                else 0,
-            }
+
+def judged(
+    variants: Sequence[Variant],
+    parent: Variant,
+    ask: Ask,
+    *,
+    engine_args: EngineArgs,
+    cache: Path,
+    on_progress: OnProgress | None = None,
+) -> list[Variant]:
+    """The variants with their quality on their cards; those that have it are not judged again."""
+    key = ask.key()
+    todo = [v for v in variants if v.quality is None or v.quality.asked != key]
+    found: dict[str, Variant] = {}
+    if todo:
+        qualities = judge(
+            todo, parent, ask, engine_args=engine_args, cache=cache, on_progress=on_progress
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        target.write(folder / "card.json")
-        return target
-
-    first = made(parent, lambda folder: None, 0.02)
-    say("quantizing to INT8 (GPTQ)", 0.1)
-    int8 = made(
-        _child(parent, out, "int8-w8a8", "gptq", {"scheme": "W8A8", "seed": seed, **judge}),
-        lambda folder: quantize_int8(model, folder, seed=seed),
-        _QUANTIZED,
-    )
-
-    def student(folder: Path) -> None:
-        start = folder.with_name(folder.name + ".start")
-        say("pruning", _QUANTIZED)
-        if not (start / "config.json").exists():
-            prune(model, start, layers=layers, mlp_width=mlp_width, seed=seed)
-
-        def part(doing: str, share: float) -> None:
-            say(doing, _QUANTIZED + share * (_DISTILLED - _QUANTIZED))
-
-        distil(model, start, folder, tokens=distil_tokens, seed=seed, on_progress=part)
-        shutil.rmtree(start)
-
-    recipe = {"layers": layers, "mlp_width": mlp_width, "tokens": distil_tokens, **judge}
-    distilled = made(
-        _child(parent, out, "pruned-distilled", "prune+distil", recipe), student, _DISTILLED
-    )
-    return [first, int8, distilled]
+        for variant, quality in zip(todo, qualities, strict=True):
+            found[variant.name] = variant.model_copy(update={"quality": quality})
+    for variant in found.values():
+        if variant.model == parent.model:
+            # Nothing of ours is written into a model of the user's.
+            variant.write(cache / variant.name / CARD)
+        else:
+            keep(variant)
+    return [found.get(variant.name, variant) for variant in variants]
 
 
-_UNJUDGED = {"quality": None, "size_bytes": 0}
+def parent_of(model: str | Path) -> Variant:
+    """A model as the parent of others, named after its data type.
 
-
-def _parent(model: str) -> Variant:
+    Raises:  ModelError: it cannot be loaded.
+    """
     loaded, _ = load(model)
-    name = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-    return Variant(name=name[str(loaded.dtype).removeprefix("torch.")], model=model)
+    name = _NAMES.get(str(loaded.dtype).removeprefix("torch."), "parent")
+    return Variant(name=name, model=str(model), size_bytes=size_bytes(model))
 
 
-def _child(
-    parent: Variant, out: Path, name: str, method: str, parameters: dict[str, Any]
-) -> Variant:
-    return Variant(
-        name=name,
-        model=str(out / name),
-        method=method,
-        parameters=parameters,
-        parent=parent.name,
-    )
-
-
-def _cut(model: str) -> tuple[int, int]:
-    """A quarter of the layers, and a third of each MLP, in whole units of width."""
+def usual(model: str | Path, seed: int, distil_tokens: int) -> list[Recipe]:
+    """INT8, and a student without a quarter of the layers and a third of each MLP."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model)
-    width = config.intermediate_size * 2 // 3 // WIDTH_UNIT * WIDTH_UNIT
-    return config.num_hidden_layers // 4, max(WIDTH_UNIT, width)
-
-
-def _card(folder: Path) -> Variant | None:
-    try:
-        return Variant.read(folder / "card.json")
-    except InputError:
-        return None
+    config = AutoConfig.from_pretrained(str(model))
+    width = max(WIDTH_UNIT, config.intermediate_size * 2 // 3 // WIDTH_UNIT * WIDTH_UNIT)
+    pruned = Prune(layers=config.num_hidden_layers // 4, mlp_width=width, seed=seed)
+    return [
+        Recipe(name="int8-w8a8", steps=(Quantize(seed=seed),)),
+        Recipe(name="pruned-distilled", steps=(pruned, Distil(tokens=distil_tokens, seed=seed))),
+    ]

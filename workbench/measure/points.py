@@ -68,6 +68,9 @@ class Point:
     mode: Mode
     engine_args: EngineArgs
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "engine_args", self.engine_args.serving(self.variant))
+
     def finished(self, folder: Path) -> Measurement | None:
         """The same point as measured before, if it is there and can be trusted."""
         there = self.measured(folder)
@@ -217,7 +220,7 @@ def enter(
     """Start an engine and send it a few requests that are not measured."""
     if on_progress is not None:
         on_progress(f"starting vLLM with {variant.name}", 0.0)
-    engine = stack.enter_context(start(variant, engine_args, folder))
+    engine = stack.enter_context(start(variant, engine_args.serving(variant), folder))
     if on_progress is not None:
         on_progress(f"warming up {variant.name}", 0.9)
     half = max(engine_args.max_model_len // 2, 1)

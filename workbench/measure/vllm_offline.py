@@ -109,12 +109,7 @@ class OfflineEngine:
 
         from workbench.measure.steplog import StepLogger
 
-        arguments = vllm.EngineArgs(
-            model=self.variant.model,
-            revision=self.variant.revision,
-            enable_logging_iteration_details=True,
-            **self.engine_args.kwargs(),
-        )
+        arguments = vllm.EngineArgs(**self._arguments())
         with _hidden("llvmlite.binding.ffi"):
             return LLMEngine.from_engine_args(
                 arguments,
@@ -122,6 +117,14 @@ class OfflineEngine:
                     lambda config, index=0: StepLogger(config, index, sink=self._records.append)
                 ],
             )
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "model": self.variant.model,
+            "revision": self.variant.revision,
+            "enable_logging_iteration_details": True,
+            **self.engine_args.kwargs(),
+        }
 
     def _answer_once(self) -> None:
         refused = self.add(0, Request(scheduled_s=0.0, prompt_token_ids=[0], output_tokens=1))

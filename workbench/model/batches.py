@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -59,30 +59,50 @@ def token_batches(
             f"batch_size(={batch_size}) must be at least 1, seq_len(={seq_len}) at least 2 and "
             f"task_share(={task_share}) between 0 and 1"
         )
-    return _batches(tokenizer, seed, batch_size, seq_len, 1 - task_share, start)
+    rows = Rows(tokenizer, seed=seed, seq_len=seq_len, task_share=task_share)
+    return _batches(rows, batch_size, start)
 
 
-def _batches(
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    batch_size: int,
-    seq_len: int,
-    text_share: float,
-    start: int,
-) -> Iterator[Batch]:
-    text = encode_documents(tokenizer, "train") if text_share > 0 else np.zeros(0, dtype=np.int64)
-    chats = ChatFormat(tokenizer)
+def _batches(rows: Rows, batch_size: int, start: int) -> Iterator[Batch]:
     for index in count(start):
-        rows = []
-        for row in range(index * batch_size, (index + 1) * batch_size):
-            text_rows = math.floor(row * text_share)  # how many rows of text came before this one
-            if math.floor((row + 1) * text_share) > text_rows:
-                window = _text_window(text, text_rows, seed, seq_len)
-                rows.append((window, window))
-            else:
-                rows.append(_chat_row(chats, random.Random(f"chat {seed} {row}"), seq_len))
-        inputs, labels = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        chosen = [rows[row] for row in range(index * batch_size, (index + 1) * batch_size)]
+        inputs, labels = (torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True))
         yield Batch(inputs, labels)
+
+
+class Rows:
+    """Rows of tokens and labels without end; row i depends on the seed and i alone.
+
+    Args:    text: another text than the shipped one; then no row holds chats.
+             others: as for `token_batches`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        seq_len: int = 256,
+        task_share: float = 0.5,
+        text: Sequence[str] | None = None,
+    ) -> None:
+        self._seed, self._seq_len = seed, seq_len
+        self._text_share = 1 - task_share if text is None else 1.0
+        self._text: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        if self._text_share > 0:
+            self._text = encode(tokenizer, documents("train") if text is None else text)
+            if len(self._text) < 2 * seq_len:
+                raise ValueError(
+                    f"the text has {len(self._text)} tokens, give at least {2 * seq_len}"
+                )
+        self._chats = ChatFormat(tokenizer) if text is None else None
+
+    def __getitem__(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        text_rows = math.floor(row * self._text_share)  # how many rows of text came before this one
+        if self._chats is None or math.floor((row + 1) * self._text_share) > text_rows:
+            window = _text_window(self._text, text_rows, self._seed, self._seq_len)
+            return window, window
+        return _chat_row(self._chats, random.Random(f"chat {self._seed} {row}"), self._seq_len)
 
 
 def heldout_tokens(
@@ -103,8 +123,13 @@ def heldout_tokens(
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, split: Split) -> NDArray[np.int64]:
     """Return a split's documents as one stream of tokens, an end token after each."""
+    return encode(tokenizer, documents(split))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return texts as one stream of tokens, an end token after each."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(documents(split), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
 
 

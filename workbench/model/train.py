@@ -214,7 +214,7 @@ def _schedule(step: int, steps: int) -> float:
 
 def _loss(model: LlamaForCausalLM, batch: Batch, where: torch.device) -> torch.Tensor:
     """Weighted mean cross entropy of what is learnt; no logits are made for the rest."""
-    with torch.autocast(where.type, torch.bfloat16, enabled=_bf16_pays(where)):
+    with torch.autocast(where.type, torch.bfloat16, enabled=bf16_pays(where)):
         hidden = model.model(input_ids=batch.input_ids.to(where)).last_hidden_state
         labels = batch.labels[:, 1:].to(where)
         learnt = labels != IGNORED
@@ -225,7 +225,8 @@ def _loss(model: LlamaForCausalLM, batch: Batch, where: torch.device) -> torch.T
     return (loss * weight).sum() / weight.sum()
 
 
-def _bf16_pays(where: torch.device) -> bool:
+def bf16_pays(where: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
     if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -79,13 +79,12 @@ def payoff_map(
         theme.axis("speed-up over the parent, same batch (×)"),
         theme.axis("task accuracy kept (% of the parent's)"),
     )
-    base = next((v.quality for v in variants if v.name == parent), None)
     for variant in variants:
         track = table[table["variant"] == variant.name]
-        if variant.quality is None or base is None or track.empty:
+        if variant.quality is None or track.empty:
             continue
-        accuracy, whole = variant.quality.task_accuracy, base.task_accuracy.value or math.nan
-        kept = 100 * variant.quality.relative_task_accuracy
+        recovery = variant.quality.recovery
+        kept = 100 * recovery.value
         middle = len(track) // 2
         ends = {track.index[0], track.index[-1]}
         figure.add_scatter(
@@ -108,12 +107,10 @@ def payoff_map(
             },
             error_y={
                 "array": [
-                    max(0.0, 100 * accuracy.high / whole - kept) if i == middle else None
-                    for i in range(len(track))
+                    100 * recovery.high - kept if i == middle else None for i in range(len(track))
                 ],
                 "arrayminus": [
-                    max(0.0, kept - 100 * accuracy.low / whole) if i == middle else None
-                    for i in range(len(track))
+                    kept - 100 * recovery.low if i == middle else None for i in range(len(track))
                 ],
                 "symmetric": False,
                 "thickness": 1,

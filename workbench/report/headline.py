@@ -11,7 +11,7 @@ from serving.hpa import Metric
 from serving.plan import Plan
 from workbench.report import figures, fleet_figures
 from workbench.report.data import ReportData
-from workbench.report.words import percent, seconds, share_change
+from workbench.report.words import kept_of_parent, seconds, share_change
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,14 @@ def summary_table(data: ReportData) -> pd.DataFrame:
     parent = figures.parent_of(data.variants)
     speed = figures.speedups(data.trusted, parent)
     load = figures.served(data.trusted)
+    allowed = data.limits.max_quality_loss if data.limits else 0.0
     rows = []
     for variant in data.variants:
         row = {
             "variant": variant.name,
             "method": variant.method,
             "size": f"{variant.size_mib:,.1f} MiB",
-            "accuracy kept": percent(variant.quality.relative_task_accuracy)
-            if variant.quality
-            else "–",
+            "accuracy kept": kept_of_parent(variant, allowed),
         }
         own = speed[speed["variant"] == variant.name]
         for batch in dict.fromkeys((speed["batch"].min(), speed["batch"].max())):

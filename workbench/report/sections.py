@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.report import figures, fleet_figures
 from workbench.report.data import ReportData
-from workbench.report.words import ms, percent, seconds, share_change
+from workbench.report.words import kept_of_parent, ms, percent, seconds, share_change
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -75,7 +75,8 @@ def _payoff(data: ReportData) -> Section:
             )
     judged = [v for v in data.variants if v.quality and v.name != parent]
     if judged:
-        kept = ", ".join(f"{v.name} {percent(v.quality.relative_task_accuracy)}" for v in judged)  # type: ignore[union-attr]
+        allowed = data.limits.max_quality_loss if data.limits else 0.0
+        kept = ", ".join(f"{v.name} {kept_of_parent(v, allowed)}" for v in judged)
         said.append(f"of the parent's task accuracy they keep: {kept}")
     return Section(
         "payoff",
@@ -83,7 +84,8 @@ def _payoff(data: ReportData) -> Section:
         _sentence("; ".join(said)),
         "Speed: offline vLLM, the same prompts and output lengths for every variant, repeats"
         " interleaved over the batch sizes. Quality: tasks that no variant was fitted to; bars are"
-        " 95 % intervals of the variant's accuracy. Small numbers at the points are batch sizes.",
+        " 95 % intervals of what is kept, over the same questions. Small numbers at the points are"
+        " batch sizes.",
         (
             figures.payoff_map(data.variants, data.trusted, data.limits),
             figures.speedup_by_batch(data.variants, data.trusted),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from serving.plan import Variant
+
 
 def seconds(value_s: float) -> str:
     """0.0421 is '42.1 ms', 1.26 is '1.26 s'."""
@@ -24,6 +26,15 @@ def percent(share: float) -> str:
     value = 100 * share
     digits = 2 if 99.5 < value < 100 else 1
     return f"{value:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
+def kept_of_parent(variant: Variant, max_loss: float) -> str:
+    """'97.9 % (95.1 to 101), in doubt': what a variant keeps of its parent's score."""
+    if variant.quality is None:
+        return "–"
+    score, verdict = variant.quality.recovery, variant.quality.verdict(max_loss)
+    mark = "" if verdict == "keeps" else f", {verdict}"
+    return f"{percent(score.value)} ({100 * score.low:.3g} to {100 * score.high:.3g}){mark}"
 
 
 def share_change(value: float, base: float) -> str:

@@ -52,12 +52,23 @@ def of_pipeline(name: str, settings: Mapping[str, Any]) -> Record:
 
 def of_variant(variant: Variant) -> Record:
     """Size and quality."""
-    made = variant.model_dump(mode="json", exclude={"quality", "size_bytes", "name"})
+    made = variant.model_dump(mode="json", include={"model", "revision", "method", "parent"})
+    tags = flat(variant.made_with, "made_with.")
+    if variant.quality is not None:
+        tags["judged_on"] = cut(variant.quality.judged_on)
+    if variant.notes:
+        tags["notes"] = cut("; ".join(variant.notes))
     return Record(
         "compress",
         variant.name,
-        params={**flat(made), "variant": variant.name},
+        params={
+            **flat(made),
+            **flat(variant.parameters, "parameters."),
+            **flat(variant.engine, "engine."),
+            "variant": variant.name,
+        },
         metrics=_worth(variant),
+        tags=tags,
         texts={"variant.json": variant.model_dump_json(indent=2)},
     )
 
@@ -232,8 +243,15 @@ def of_verification(verification: Verification) -> Record:
 
 
 def _worth(variant: Variant) -> dict[str, float]:
-    quality = dict(variant.quality) if variant.quality else {}
-    return {"size_mib": variant.size_mib, **numbers(quality)}
+    quality = variant.quality
+    if quality is None:
+        return {"size_mib": variant.size_mib}
+    return {
+        "size_mib": variant.size_mib,
+        **numbers(dict(quality)),
+        **numbers(quality.benchmarks, "benchmark/"),
+        **numbers(quality.benchmark_recovery, "benchmark_recovery/"),
+    }
 
 
 def _cold_start(measurement: Measurement) -> dict[str, float]:

@@ -21,6 +21,7 @@ from workbench.track.record import AUTOSCALERS, FLAT, TRAIL, VARIANTS, Record
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
+    from serving.plan import Variant
     from workbench.measure import Measurement
     from workbench.measure.study import StudyResult
 
@@ -105,6 +106,10 @@ class Tracker:
     def load(self, measurement: Measurement, folder: Path | None = None) -> str:
         """A single load, with what `Measurement.write` wrote to `folder`; returns the run id."""
         return self.log(studies.of_load(measurement, folder))
+
+    def variant(self, variant: Variant) -> str:
+        """A variant that was made by itself; returns the run id."""
+        return self.log(records.of_variant(variant))
 
     def comparison(self, folder: Path) -> str:
         """A paired comparison that lies in `folder`: a parent, and a run per measurement."""

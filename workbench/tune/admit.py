@@ -91,10 +91,10 @@ def _quality_doubt(variant: Variant, slo: Slo) -> str:
     """Why a variant's quality rules it out; empty where it does not."""
     if variant.quality is None:
         return "" if variant.parent is None else "its quality against its parent was not measured"
-    loss = 1 - variant.quality.relative_task_accuracy
-    if loss <= slo.max_quality_loss:
+    if variant.quality.verdict(slo.max_quality_loss) != "loses":
         return ""
-    return f"loses {loss:.1%} of task accuracy, more than max_quality_loss(={slo.max_quality_loss})"
+    loss = 1 - variant.quality.worst_recovery
+    return f"loses {loss:.1%} of its score, more than max_quality_loss(={slo.max_quality_loss})"
 
 
 def _peak_replicas(workload: Workload, capacity: float) -> int:
