@@ -11,6 +11,7 @@ from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from workbench.compress import lineage
 from workbench.measure import Measurement, frame
+from workbench.payoff import Payoff
 from workbench.pipeline import Pipeline
 from workbench.results import Results
 from workbench.tune import Tuning
@@ -70,6 +71,17 @@ def variant_table(variants: Sequence[Variant], max_quality_loss: float) -> pd.Da
             }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def payoff_table(payoff: Payoff) -> pd.DataFrame:
+    """What each variant gains at each load, and whether it is on the front."""
+    wanted = (
+        *("variant", "prompt_tokens", "output_tokens", "batch", "output_tokens_per_s"),
+        *("speedup", "low", "high", "ttft_p50_s", "tpot_p50_s", "weights_mib"),
+        *("kv_capacity_tokens", "joules_per_token", "usd_per_million_tokens"),
+        *("recovery", "quality", "on_front"),
+    )
+    return payoff.table[[name for name in wanted if name in payoff.table]].reset_index(drop=True)
 
 
 def measurement_table(points: list[Measurement]) -> pd.DataFrame:

@@ -67,6 +67,9 @@ Roofline = Annotated[
         "--roofline", help="Measure what the device can do, once, and add MBU, MFU and FLOP/s."
     ),
 ]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster, or auto: spread over its GPUs.")
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Use runs that cannot be trusted, and say so.")
 ]
@@ -298,3 +301,15 @@ def _pair(option: str, text: str, form: str, example: str, of: Callable[[str], A
             f"{option}(={text!r}) is not {form}", remedy=f"Write for example {example}."
         ) from None
     return [first, second]
+
+
+def indices(text: str | None) -> tuple[int, ...] | None:
+    """What `--gpus` names; None is all of them."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--gpus(={text!r}) is not a list of indices", remedy="Write 0,1."
+        ) from None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.errors import InputError
 from workbench.cli.common import (
     DEFAULT_WORKDIR,
     AsJson,
@@ -34,6 +33,7 @@ from workbench.cli.loads import (
     OutputTokens,
     PromptTokens,
     Rate,
+    RayAddress,
     Requests,
     Roofline,
     ServedName,
@@ -167,9 +167,7 @@ def study(
     gpus: Annotated[
         str | None, typer.Option(help="Indices of this host's GPUs.", show_default="all")
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster, or auto: spread over its GPUs.")
-    ] = None,
+    ray: RayAddress = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Measure again what failed before.")
     ] = False,
@@ -193,7 +191,7 @@ def study(
             declared,
             [target.variant],
             folder=folder,
-            where=Where(ray=ray, gpus=_indices(gpus)),
+            where=Where(ray=ray, gpus=indices(gpus)),
             retry_failed=retry_failed,
             on_progress=on_progress,
         )
@@ -201,17 +199,6 @@ def study(
         track(workdir, lambda tracker: tracker.study(result, folder, page))
     tell_untracked(workdir)
     _tell_study(result, page, limits, as_json=as_json)
-
-
-def _indices(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--gpus(={text!r}) is not a list of indices", remedy="Write 0,1."
-        ) from None
 
 
 def _ceilings(workdir: Path, on_progress: OnProgress) -> Ceilings:

@@ -1,8 +1,8 @@
 """What a variant keeps of its parent, scored by vLLM on the checkpoint that is served.
 
 Text is scored sequence by sequence, questions are answered greedily; parent and variant get the same,
-so intervals of what compares them are paired: bootstrap over sequences, Wilson's kind over answers. vLLM runs in a process of its own: llmcompressor and it
-patch the same libraries.
+so intervals of what compares them are paired: bootstrap over sequences, Wilson's kind over answers.
+vLLM runs in a process of its own: llmcompressor and it patch the same libraries.
 """
 
 from __future__ import annotations

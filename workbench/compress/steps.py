@@ -198,7 +198,8 @@ def parse_step(text: str) -> Step:
     for part in filter(None, _COMMA.split(rest)):
         name, equals, value = part.partition("=")
         try:
-            chosen[name] = yaml.safe_load(value)
+            # Everything else is for the field to read: to YAML 2:4 is a time of day.
+            chosen[name] = yaml.safe_load(value) if value[:1] in ("{", "[") else value
         except yaml.YAMLError:
             equals = ""
         if not equals:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import log, nan, sqrt
+from math import nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
-from serving.values import Value, one_line
+from serving.values import Estimate, Value, one_line
 from simulations.traffic import Fixed, Lengths, Poisson, SharedPrefix, Workload
 from workbench.measure.engine import OnProgress
 from workbench.measure.measurement import Measurement, Mode, frame
@@ -53,6 +53,9 @@ class Study(Value):
     duration_s: float = Field(60.0, gt=0)
     warmup_s: float = Field(5.0, ge=0)
     repeats: int = Field(1, ge=1)
+    take_turns: bool = False
+    """Variants take turns: each repeat of a variant gets an engine of its own, so that a slow spell of
+    the machine falls on all variants and ratios between them stay what they are."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -108,8 +111,10 @@ class Study(Value):
 
     def points(self, variants: Sequence[Variant]) -> list[list[Point]]:
         """Points by engine. Repeats are interleaved, so that a slow spell falls on all alike."""
+        every = range(self.repeats)
+        turns = [(repeat,) for repeat in every] if self.take_turns else [tuple(every)]
         groups = []
-        for variant, (label, engine) in product(variants, self.engines()):
+        for turn, variant, (label, engine) in product(turns, variants, self.engines()):
             lengths = [
                 (shared, *pair)
                 for shared in self.shared_prefix_tokens
@@ -119,7 +124,7 @@ class Study(Value):
             groups.append(
                 [
                     Point(f"{variant.name}{label}-{load}", variant, workload, self.mode, engine)
-                    for repeat in range(self.repeats)
+                    for repeat in turn
                     for tokens in lengths
                     for load, workload in self._loads(*tokens, repeat)
                 ]
@@ -155,9 +160,11 @@ class StudyResult:
     measurements: list[Measurement]
     failures: list[Failure]
 
-    def frame(self, ceilings: Ceilings | None = None) -> pd.DataFrame:
+    def frame(
+        self, ceilings: Ceilings | None = None, usd_per_hour: float | None = None
+    ) -> pd.DataFrame:
         """`frame` of the points, with prompt_tokens, output_tokens, repeat and what is varied."""
-        table = frame(self.measurements, ceilings=ceilings)
+        table = frame(self.measurements, ceilings=ceilings, usd_per_hour=usd_per_hour)
         table.insert(
             3, "prompt_tokens", [_tokens(m.workload.prompt_tokens) for m in self.measurements]
         )
@@ -189,15 +196,26 @@ class StudyResult:
             table[table["batch"] == users].set_index([*keys, "repeat"])[metric]
             for users in (concurrency, over)
         ]
-        logs = (sides[0] / sides[1]).dropna().map(log)
+        ratios = (sides[0] / sides[1]).dropna()
         rows = []
-        for at, of_repeats in logs.groupby(keys, sort=False):
-            n, mean = len(of_repeats), float(of_repeats.mean())
-            half = nan if n < 2 else float(stats.t.ppf(0.975, n - 1) * of_repeats.std() / sqrt(n))
-            gain, low, high = np.exp([mean, mean - half, mean + half])
+        for at, of_repeats in ratios.groupby(keys, sort=False):
+            gain = ratio_over_repeats(of_repeats)
             named = dict(zip(keys, list(at), strict=True))
-            rows.append({**named, "gain": gain, "low": low, "high": high, "repeats": n})
+            bounds = {"gain": gain.value, "low": gain.low, "high": gain.high}
+            rows.append({**named, **bounds, "repeats": gain.n})
         return pd.DataFrame(rows, columns=[*keys, "gain", "low", "high", "repeats"])
+
+
+def ratio_over_repeats(ratios: Iterable[float]) -> Estimate:
+    """Geometric mean of the ratio of each repeat; the 95 % interval is Student's t on logarithms.
+
+    Of one repeat the interval is NaN.
+    """
+    logs = np.log(np.fromiter(ratios, float))
+    n, mean = len(logs), float(logs.mean())
+    half = nan if n < 2 else float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / sqrt(n))
+    value, low, high = np.exp([mean, mean - half, mean + half]).tolist()
+    return Estimate(value=value, low=low, high=high, n=n)
 
 
 def run_study(
