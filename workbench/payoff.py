@@ -26,6 +26,8 @@ from workbench.measure.study import Study, StudyResult, ratio_over_repeats
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from workbench.measure.measurement import Measurement
+
 SPEED = "output_tokens_per_s"
 _LOAD = ["prompt_tokens", "output_tokens", "batch"]
 _MEANS = (
@@ -115,8 +117,8 @@ class Payoff:
                 f"the study has no closed loop of the parent(={parent!r}) that can be trusted",
                 remedy="Give it concurrency, measure the parent too, and look at what was left out.",
             )
-        speed = points.set_index(["variant", *_LOAD, "repeat"])[SPEED]
-        capacity = {m.variant.name: m.replica.kv_capacity_tokens for m in result.measurements}
+        speed = points.set_index(["variant", *_LOAD, "repeat"])[SPEED].sort_index()
+        measured = {m.variant.name: m for m in result.measurements}
         by_name = {variant.name: variant for variant in variants}
         rows = []
         for at, group in points.groupby(["variant", *_LOAD], sort=False):
@@ -130,7 +132,8 @@ class Payoff:
                     **{mean: float(group[mean].mean()) for mean in _MEANS if mean in group},
                     **{"speedup": ratio.value, "low": ratio.low, "high": ratio.high},
                     "repeats": ratio.n,
-                    "kv_capacity_tokens": capacity[name],
+                    "weights_mib": _weights_mib(by_name[name], measured[name]),
+                    "kv_capacity_tokens": measured[name].replica.kv_capacity_tokens,
                     **_worth(by_name[name], max_quality_loss),
                 }
             )
@@ -203,10 +206,11 @@ class Payoff:
                 speed = {"speedup": ratio.value, "low": ratio.low, "high": ratio.high}
                 rows.append({**dict(zip(_LOAD, load, strict=True)), **speed})
         kept, whole = by_name[after].quality, by_name[before].quality
+        weights = self.table.groupby("variant")["weights_mib"].first()
         return {
             "before": before,
             "after": after,
-            "size_ratio": by_name[before].size_bytes / max(by_name[after].size_bytes, 1),
+            "size_ratio": weights[before] / weights[after],
             "speed": pd.DataFrame(rows),
             "kept": kept.recovery if kept else None,
             "before_kept": whole.recovery if whole else None,
@@ -235,8 +239,15 @@ class Payoff:
         return f"<p>{self.words()}</p>" + self.table.to_html(index=False)
 
 
+def _weights_mib(variant: Variant, measured: Measurement) -> float:
+    """Of the files; where there are none, as with random weights, of what a step reads."""
+    if variant.size_bytes or measured.cost is None:
+        return variant.size_mib
+    return measured.cost.weight_bytes / 2**20
+
+
 def _worth(variant: Variant, max_quality_loss: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"weights_mib": variant.size_mib, "quality": "not judged"}
+    found: dict[str, Any] = {"quality": "not judged"}
     quality = variant.quality
     if quality is not None:
         found |= {

@@ -36,7 +36,8 @@ def variant(name: str) -> Variant:
         agreement=Estimate(value=kept, low=kept - 0.01, high=kept + 0.01, n=4000),
         kl_nats=Estimate(value=1 - kept, low=0, high=1, n=4000),
         task_accuracy=around(ACCURACY[name], 0.03, 500),
-        relative_task_accuracy=kept,
+        perplexity_ratio=around(1 / kept, 0.01),
+        recovery=around(kept, 0.01, 500),
     )
     made = {} if name == "parent" else {"method": f"made by {name}", "parent": "parent"}
     size = int(14.7e6 / SPEED[name])

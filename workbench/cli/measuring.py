@@ -44,6 +44,7 @@ from workbench.cli.loads import (
     Url,
     Warmup,
     Window,
+    indices,
     slo_of,
     workload_of,
 )

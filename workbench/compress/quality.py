@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -116,23 +116,21 @@ def judge(
     engine_args: EngineArgs,
     cache: Path,
     on_progress: OnProgress | None = None,
-) -> list[Quality]:
+) -> Iterator[Quality]:
     """Judge variants against their parent on text and questions that none of them was fitted to.
 
     Args:    engine_args: to serve them with; what belongs to a variant is added.
              cache: folder where what a parent said is kept for the next time.
-    Returns: one Quality per variant, in their order.
+    Returns: one Quality per variant, in their order, each as soon as it is known.
     Raises:  InputError: files that are none, or nothing left that was not seen in fitting.
              EngineError: vLLM does not serve one of them.
     """
-    found: list[Quality] = []
     with Child(_judge_apart, list(variants), parent, ask, engine_args, cache) as child:
         for message in child:
             if isinstance(message, Quality):
-                found.append(message)
+                yield message
             elif on_progress is not None:
                 on_progress(*message)
-    return found
 
 
 def _judge_apart(

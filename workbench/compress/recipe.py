@@ -167,11 +167,6 @@ def card(folder: Path) -> Variant | None:
         return None
 
 
-def keep(variant: Variant) -> None:
-    """Write a variant's card into its folder."""
-    variant.write(Path(variant.model) / CARD)
-
-
 def lineage(variants: Sequence[Variant]) -> list[tuple[int, Variant]]:
     """Variants as a tree: each with its depth, children behind their parent in the order given."""
     names = {variant.name for variant in variants}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -123,6 +123,10 @@ class _DistilTrainer(Trainer):  # type: ignore[misc]
         self.kl = torch.tensor(torch.nan)
         self._teacher = teacher.to(self.args.device).eval()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        # Rows are in their order already, whichever process they come to.
+        return SequentialSampler(self.train_dataset)
+
     def compute_loss(
         self,
         model: Any,
@@ -188,7 +192,11 @@ def _student(asked: Distillation) -> Any:
 
 def _write(student: Any, tokenizer: Any, dtype: Any, folder: Path) -> None:
     """In the teacher's type; the student itself goes on learning in 32 bits."""
-    state = {name: value.to(dtype) for name, value in student.state_dict().items()}
+    cast: dict[int, Any] = {}  # by address, since weights that are tied have to stay so
+    state = {
+        name: cast.setdefault(value.data_ptr(), value.to(dtype))
+        for name, value in student.state_dict().items()
+    }
     kept = student.config.dtype
     student.config.dtype = dtype
     student.save_pretrained(folder, state_dict=state)
@@ -225,8 +233,6 @@ def _arguments(asked: Distillation) -> Any:
         use_cpu=not gpu,
         save_steps=asked.save_every,
         save_total_limit=2,
-        # Rows are in their order already, whichever process they come to.
-        train_sampling_strategy="sequential",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,

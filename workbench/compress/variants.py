@@ -9,7 +9,7 @@ from serving.plan import EngineArgs, Variant
 from workbench.compress.checkpoint import load, size_bytes
 from workbench.compress.prune import WIDTH_UNIT
 from workbench.compress.quality import Ask, judge
-from workbench.compress.recipe import CARD, Recipe, card, keep, make
+from workbench.compress.recipe import CARD, Recipe, card, make
 from workbench.compress.recipe import check as check_recipes
 from workbench.compress.steps import Distil, Prune, Quantize
 from workbench.progress import OnProgress
@@ -74,19 +74,18 @@ def judged(
     """The variants with their quality on their cards; those that have it are not judged again."""
     key = ask.key()
     todo = [v for v in variants if v.quality is None or v.quality.asked != key]
+    if not todo:
+        return list(variants)
     found: dict[str, Variant] = {}
-    if todo:
-        qualities = judge(
-            todo, parent, ask, engine_args=engine_args, cache=cache, on_progress=on_progress
-        )
-        for variant, quality in zip(todo, qualities, strict=True):
-            found[variant.name] = variant.model_copy(update={"quality": quality})
-    for variant in found.values():
-        if variant.model == parent.model:
-            # Nothing of ours is written into a model of the user's.
-            variant.write(cache / variant.name / CARD)
-        else:
-            keep(variant)
+    qualities = judge(
+        todo, parent, ask, engine_args=engine_args, cache=cache, on_progress=on_progress
+    )
+    for unjudged, quality in zip(todo, qualities, strict=True):
+        variant = unjudged.model_copy(update={"quality": quality})
+        found[variant.name] = variant
+        # Nothing of ours is written into a model of the user's.
+        there = cache / variant.name if variant.model == parent.model else Path(variant.model)
+        variant.write(there / CARD)
     return [found.get(variant.name, variant) for variant in variants]
 
 

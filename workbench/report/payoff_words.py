@@ -26,7 +26,8 @@ def paragraph(payoff: Payoff) -> str:
 
 def _fastest(payoff: Payoff) -> list[str]:
     table, said = payoff.table, []
-    enough = table[table["quality"] == "keeps"]
+    judged = table["quality"] != "not judged"
+    enough = table[table["quality"] == "keeps"] if judged.any() else table
     for (prompt, output), rows in enough.groupby(["prompt_tokens", "output_tokens"], sort=False):
         for batch in (rows["batch"].min(), rows["batch"].max()):
             at = rows[(rows["batch"] == batch) & (rows["variant"] != payoff.parent)]
@@ -48,7 +49,8 @@ def _fastest(payoff: Payoff) -> list[str]:
                 )
     if not said:
         return ["No variant keeps the quality with confidence."]
-    return [f"Of the variants that keep the quality: {'; '.join(said)}."]
+    head = "Of the variants that keep the quality" if judged.any() else "By speed alone, unjudged"
+    return [f"{head}: {'; '.join(said)}."]
 
 
 def _crossing(payoff: Payoff) -> list[str]:

@@ -56,7 +56,12 @@ def candidate(name: str, speed: float = 1.0, kept: float | None = 1.0, **changes
     quality = None
     if kept is not None:
         quality = Quality(
-            perplexity=e, agreement=e, kl_nats=e, task_accuracy=e, relative_task_accuracy=kept
+            perplexity=e,
+            perplexity_ratio=e,
+            agreement=e,
+            kl_nats=e,
+            task_accuracy=e,
+            recovery=Estimate(value=kept, low=kept, high=kept, n=1),
         )
     parent = None if name == "parent" else "parent"
     variant = Variant(name=name, model="somewhere", parent=parent, quality=quality)
