@@ -63,6 +63,8 @@ class Variant(Value):
     method: str = "none"
     parameters: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
+    made_of: str = ""
+    """Digest of how the parent was made, back to the first: of another parent it is another variant."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Fields of EngineArgs that belong to it: a float32 model is one only if served in float32."""
     size_bytes: int = Field(0, ge=0)

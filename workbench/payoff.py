@@ -21,7 +21,7 @@ from serving.errors import InputError
 from serving.plan import Variant
 from serving.values import Estimate, Value, one_line
 from workbench.compress.recipe import Recipe, recipes_of
-from workbench.measure.study import Study, StudyResult, ratio_over_repeats
+from workbench.measure.study import Study, StudyResult, ratio_over_repeats, read_study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -138,10 +138,25 @@ class Payoff:
                 }
             )
         table = pd.DataFrame(rows)
+        order = {name: at for at, name in enumerate(by_name)}
+        table = table.sort_values(
+            ["variant", *_LOAD], key=lambda c: c.map(order) if c.name == "variant" else c
+        ).reset_index(drop=True)
         table["on_front"] = False
         for _, rows_at in table.groupby(_LOAD):
             table.loc[rows_at.index, "on_front"] = _front(rows_at)
         return cls(table, parent, tuple(variants), max_quality_loss, speed)
+
+    @classmethod
+    def read(cls, folder: Path, **how: Any) -> Payoff:
+        """The map of a study that lies in a folder, with the quality its variants had then.
+
+        Args:    how: usd_per_hour and max_quality_loss, as for `of`.
+        Raises:  InputError: no study lies there, or none that can be mapped.
+        """
+        result = read_study(folder)
+        variants = {m.variant.name: m.variant for m in result.measurements}
+        return cls.of(result, list(variants.values()), **how)
 
     def front(self, batch: float, prompt_tokens: float, output_tokens: float) -> pd.DataFrame:
         """The variants at one load that no other beats in both speed and quality, the fastest first."""

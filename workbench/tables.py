@@ -54,7 +54,8 @@ def variant_table(variants: Sequence[Variant], max_quality_loss: float) -> pd.Da
         row = {
             "variant": "  " * (depth - 1) + "└ " * bool(depth) + variant.name,
             "made_by": variant.method,
-            "mib": variant.size_mib,
+            # Random weights have no files.
+            "mib": variant.size_mib or float("nan"),
         }
         quality = variant.quality
         if quality is not None:

@@ -18,17 +18,18 @@ from workbench.cli.common import (
     Workdir,
     display,
     guarded,
-    show,
 )
+from workbench.cli.judging import app as judging_app
+from workbench.cli.judging import judge_family, root_of, show_variants
 from workbench.cli.pipelines import run_stages, settings_of
 from workbench.cli.runs import tell_untracked, track
 from workbench.cli.variants import FOLDER, names_in, variant_in, variants_in
 
 if TYPE_CHECKING:
     from serving.plan import Variant
-    from workbench.compress.quality import Ask
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+app.add_typer(judging_app)
 
 
 def _schemes() -> list[str]:
@@ -304,62 +305,6 @@ def chain(
     _make(workdir, model, variant, name, steps, not no_judge, as_json=as_json)
 
 
-@app.command(
-    epilog="Examples: workbench compress judge int8-gptq --heldout my-text.jsonl · "
-    "workbench compress judge --tasks hellaswag,arc_easy --limit 200"
-)
-@guarded
-def judge(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Variants; all without any.", autocompletion=names_in),
-    ] = None,
-    workdir: Workdir = DEFAULT_WORKDIR,
-    heldout: Annotated[
-        Path | None,
-        typer.Option(help="JSONL to judge on.", show_default="shipped held-out text"),
-    ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(help="JSONL with question and answer.", show_default="shipped tasks"),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="Tasks of lm-evaluation-harness as well, comma-separated."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Samples of each such task.", show_default="all")
-    ] = None,
-    include: Annotated[
-        Path | None, typer.Option(help="Folder with definitions of such tasks of your own.")
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Judge variants that are there, by other text, questions or benchmarks."""
-    there = variants_in(workdir)
-    chosen = [variant_in(workdir, name) for name in names] if names else list(there.values())
-    if not chosen:
-        raise InputError(
-            f"{workdir} holds no variants", remedy="`workbench compress quantize` makes one."
-        )
-    ask = _ask(heldout, questions, tasks, limit, include)
-    families: dict[str, list[Variant]] = {}
-    for variant in chosen:
-        families.setdefault(_root(variant, there).name, []).append(variant)
-    for root, family in families.items():
-        _judge(workdir, there[root], family, ask, as_json=as_json)
-
-
-@app.command(epilog="Example: workbench compress lineage --json")
-@guarded
-def lineage(
-    workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False
-) -> None:
-    """Show which variant was made of which, with size and quality."""
-    _show(workdir, list(variants_in(workdir).values()), as_json=as_json)
-
-
 def _make(
     workdir: Path,
     model: str | None,
@@ -372,7 +317,7 @@ def _make(
 ) -> None:
     """Make what the steps say, judge it, track it, show it."""
     from workbench.compress.quality import Ask
-    from workbench.compress.recipe import check, make, recipe_of
+    from workbench.compress.recipe import check, make, recipe_of, snapshots_of
     from workbench.compress.steps import parse_step, step_of
 
     there = variants_in(workdir)
@@ -382,7 +327,7 @@ def _make(
     recipe = recipe_of(chosen, [step.model_dump() for step in parsed], "--name")
     if judged:
         check([recipe])
-    root = _root(begin, there) if begin else None
+    root = root_of(begin, there) if begin else None
     with display(workdir, f"Compress to {chosen}", as_json=as_json) as on_progress:
         if root is None:
             from workbench.compress.variants import parent_of
@@ -404,11 +349,11 @@ def _make(
             on_progress=lambda doing, share: on_progress(doing, 0.7 * share),
         )
     if judged:
-        _judge(workdir, root, [*made, *_snapshots(made[-1])], Ask(), as_json=as_json)
+        judge_family(workdir, root, [*made, *snapshots_of(made[-1])], Ask(), as_json=as_json)
         return
     track(workdir, lambda tracker: [tracker.variant(one) for one in made])
     tell_untracked(workdir)
-    _show(workdir, [root, *made], as_json=as_json)
+    show_variants(workdir, [root, *made], as_json=as_json)
 
 
 def _remember(workdir: Path, root: Variant, there: dict[str, Variant]) -> None:
@@ -423,100 +368,6 @@ def _remember(workdir: Path, root: Variant, there: dict[str, Variant]) -> None:
         )
     if known is None:
         root.write(workdir / FOLDER / root.name / CARD)
-
-
-def _judge(
-    workdir: Path, root: Variant, variants: list[Variant], ask: Ask, *, as_json: bool
-) -> None:
-    from workbench.compress.variants import judged
-    from workbench.settings import engine_for_this_machine
-
-    family = [root, *(variant for variant in variants if variant.name != root.name)]
-    with display(workdir, f"Judge {len(family)} variants", as_json=as_json) as on_progress:
-        found = judged(
-            family,
-            root,
-            ask,
-            engine_args=engine_for_this_machine(),
-            cache=workdir / FOLDER,
-            on_progress=on_progress,
-        )
-        track(workdir, lambda tracker: [tracker.variant(one) for one in found])
-    tell_untracked(workdir)
-    _show(workdir, found, as_json=as_json)
-
-
-def _show(workdir: Path, variants: list[Variant], *, as_json: bool) -> None:
-    from workbench.tables import variant_table
-
-    settings = settings_of(workdir)
-    show(variant_table(variants, settings.slo.max_quality_loss), as_json=as_json)
-    if not as_json:
-        for variant in variants:
-            for note in variant.notes:
-                typer.echo(f"{variant.name}: {note}")
-        judged_on = {v.quality.judged_on for v in variants if v.quality}
-        for text in sorted(judged_on):
-            typer.echo(f"judged on {text}")
-
-
-def _snapshots(variant: Variant) -> list[Variant]:
-    """Students on the way to a distilled one, as variants."""
-    from serving.plan import Variant as OfVariant
-
-    folder = Path(variant.model + ".snapshots")
-    wanted = variant.parameters.get("snapshots", 0)
-    found = sorted(folder.glob("*/config.json"), key=lambda path: int(path.parent.name))
-    return [
-        OfVariant(
-            name=f"{variant.name}.at-{path.parent.name}",
-            model=str(path.parent),
-            method=variant.method,
-            parameters=variant.parameters | {"tokens": int(path.parent.name)},
-            parent=variant.parent,
-        )
-        for path in (found if wanted else [])
-    ]
-
-
-def _root(variant: Variant, there: dict[str, Variant]) -> Variant:
-    """The model that a variant's line began with."""
-    while variant.parent is not None and variant.parent in there:
-        variant = there[variant.parent]
-    if variant.parent is not None:
-        raise InputError(
-            f"the parent of {variant.name!r}, {variant.parent!r}, is not in the data directory",
-            remedy="Make it there, or give --model.",
-        )
-    return variant
-
-
-def _ask(
-    heldout: Path | None,
-    questions: Path | None,
-    tasks: str | None,
-    limit: int | None,
-    include: Path | None,
-) -> Ask:
-    """What the options say, with files that can be read."""
-    from workbench.compress.harness import check_installed
-    from workbench.compress.quality import Ask
-    from workbench.compress.texts import documents_of, tasks_of
-
-    if heldout is not None:
-        documents_of(heldout)
-    if questions is not None:
-        tasks_of(questions)
-    benchmarks = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
-    if benchmarks:
-        check_installed()
-    return Ask(
-        text=heldout and heldout.resolve(),
-        tasks=questions and questions.resolve(),
-        benchmarks=benchmarks,
-        limit=limit,
-        include=include and include.resolve(),
-    )
 
 
 def _pairs(text: str | None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def payoff(
 ) -> None:
     """Which compression pays, at which load, at what cost in quality; goes on after a crash."""
     from workbench.compress import compress
+    from workbench.compress.recipe import is_snapshot
     from workbench.measure.spread import Where
     from workbench.measure.study import run_study
     from workbench.payoff import Payoff, Question
@@ -80,10 +81,12 @@ def payoff(
             ask=settings.ask,
             on_progress=say,
         )
+    # Students on the way are judged, but as fast as the last one.
+    measured = [variant for variant in variants if not is_snapshot(variant)]
     with display(workdir, f"Study {asked.study.name}", as_json=as_json) as say:
         result = run_study(
             asked.study,
-            variants,
+            measured,
             folder=folder,
             where=Where(ray=ray, gpus=indices(gpus)),
             retry_failed=retry_failed,

@@ -69,14 +69,24 @@ class Distillation(Value):
         return self.out.with_name(self.out.name + ".training")
 
     @property
+    def request(self) -> Path:
+        """What the run was asked for: another request does not go on with its checkpoints."""
+        return self.training_folder / "request.json"
+
+    @property
     def snapshot_folder(self) -> Path:
         """Where students on the way are kept, by their number of tokens."""
-        return self.out.with_name(self.out.name + ".snapshots")
+        return snapshot_folder(self.out)
 
     def snapshot_steps(self) -> dict[int, int]:
         """Step after which a student is kept -> tokens that it has learnt from."""
         steps = {self.steps >> back for back in range(1, self.snapshots + 1)} - {0}
         return {step: step * self.batch_size * self.seq_len for step in sorted(steps)}
+
+
+def snapshot_folder(out: Path) -> Path:
+    """Where the students on the way to one in `out` are kept."""
+    return out.with_name(out.name + ".snapshots")
 
 
 def distil(
@@ -123,6 +133,7 @@ def distil(
             f"batch_size(={asked.batch_size}) must be a multiple of {together} processes",
             remedy=f"Take {math.ceil(asked.batch_size / together) * together}.",
         )
+    _go_on_or_begin(asked)
     if together == 1:
         from workbench.compress.training import train
 
@@ -133,6 +144,14 @@ def distil(
     return out
 
 
+def _go_on_or_begin(asked: Distillation) -> None:
+    """Keep what a run of the same request left, and nothing of any other."""
+    if not asked.request.is_file() or Distillation.read(asked.request) != asked:
+        for folder in (asked.training_folder, asked.snapshot_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        asked.write(asked.request)
+
+
 def _gpus() -> int:
     import torch
 
@@ -141,9 +160,13 @@ def _gpus() -> int:
 
 def _train_together(asked: Distillation, processes: int, on_progress: OnProgress | None) -> None:
     """Several processes, each with a part of every batch; the first one tells how far they are."""
-    request = asked.write(asked.training_folder / "request.json")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "workbench.compress.training", str(request)]
+    command += [
+        f"--nproc-per-node={processes}",
+        "-m",
+        "workbench.compress.training",
+        str(asked.request),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:

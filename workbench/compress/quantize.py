@@ -86,7 +86,8 @@ def _kv_cache() -> list[Any]:
     return [QuantizationModifier(kv_cache_scheme=_KV_FP8)]
 
 
-_ANY, _TENSOR_INT4, _FP8 = Needs(gpu=(7, 5)), Needs(gpu=(8, 0)), Needs(gpu=(8, 9), cpu=False)
+_ANY, _FP8 = Needs(gpu=(7, 5)), Needs(gpu=(8, 9), cpu=False)
+_INT4 = Needs(gpu=(8, 0), avx512=True)
 _BITSANDBYTES = Needs(gpu=(7, 5), cpu=False, package="bitsandbytes")
 
 SCHEMES = {
@@ -99,14 +100,14 @@ SCHEMES = {
     "int8-smoothquant": Scheme("W8A8, SmoothQuant", _ANY, _smoothquant, calibrated=True),
     "int4-gptq": Scheme(
         "W4A16 in groups of 128, GPTQ",
-        _TENSOR_INT4,
+        _INT4,
         lambda: _gptq("W4A16"),
         calibrated=True,
         grouped=True,
     ),
     "int4-awq": Scheme(
         "W4A16 in groups of 128 with zero points, AWQ",
-        _TENSOR_INT4,
+        _INT4,
         _awq,
         calibrated=True,
         grouped=True,

@@ -12,6 +12,7 @@ again. In YAML, where a recipe may begin with another one's result:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from serving.errors import InputError
 from serving.plan import Variant
 from serving.values import Value
 from workbench.compress.checkpoint import size_bytes
+from workbench.compress.distil import snapshot_folder
 from workbench.compress.steps import Step, parse_step, step_of, told
 from workbench.measure.environment import Environment
 from workbench.progress import OnProgress
 
 CARD = "card.json"
+_AT = ".at-"
 _NOT_SAID: dict[str, Any] = {"quality": None, "size_bytes": 0, "made_with": {}}
 
 
@@ -146,6 +149,7 @@ def _once(
         method=step.method,
         parameters=step.model_dump(mode="json", exclude={"step"}, exclude_none=True),
         parent=before.name,
+        made_of=_digest(before),
         engine={**before.engine, **step.engine},
         notes=(*before.notes, *step.notes),
     )
@@ -157,6 +161,40 @@ def _once(
     made = wanted.model_copy(update={"size_bytes": size_bytes(out), "made_with": _made_with()})
     made.write(out / CARD)
     return made
+
+
+def _digest(variant: Variant) -> str:
+    how = variant.model_copy(update=_NOT_SAID).model_dump_json(exclude={"name"})
+    return blake2b(how.encode(), digest_size=8).hexdigest()
+
+
+def snapshots_of(variant: Variant) -> list[Variant]:
+    """The students that were kept on the way to a distilled one, the youngest first.
+
+    Each is a variant of the same line with the tokens it has learnt from.
+    """
+    if not variant.parameters.get("snapshots"):
+        return []
+    found = []
+    for path in snapshot_folder(Path(variant.model)).glob("*/config.json"):
+        tokens = int(path.parent.name)
+        fresh = variant.model_copy(
+            update={
+                "name": f"{variant.name}{_AT}{tokens}",
+                "model": str(path.parent),
+                "parameters": variant.parameters | {"tokens": tokens},
+                "quality": None,
+            }
+        )
+        known = card(path.parent)
+        same = known is not None and known.model_copy(update={"quality": None}) == fresh
+        found.append(known if known and same else fresh)
+    return sorted(found, key=lambda v: int(v.parameters["tokens"]))
+
+
+def is_snapshot(variant: Variant) -> bool:
+    """Whether it is one of snapshots_of."""
+    return _AT in variant.name
 
 
 def card(folder: Path) -> Variant | None:

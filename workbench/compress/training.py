@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -35,6 +37,10 @@ _TINY = 1e-9
 def train(asked: Distillation, on_progress: OnProgress | None = None) -> None:
     """Train, and write the student where this is the first process."""
     teacher, tokenizer = load(asked.teacher)
+    dtype = teacher.dtype
+    arguments = _arguments(asked)
+    if not arguments.bf16:
+        teacher.float()  # many times faster where there are no kernels for 16 bits
     student = _student(asked)
     documents = None if asked.text is None else documents_of(asked.text)
     rows = Rows(tokenizer, seed=asked.seed, seq_len=asked.seq_len, text=documents)
@@ -44,15 +50,16 @@ def train(asked: Distillation, on_progress: OnProgress | None = None) -> None:
         teacher,
         _layer_pairs(asked, teacher.config.num_hidden_layers, student.config.num_hidden_layers),
         model=student,
-        args=_arguments(asked),
+        args=arguments,
         train_dataset=data,
         data_collator=_together,
     )
-    trainer.add_callback(_Watch(asked, tokenizer, teacher.dtype, trainer, on_progress))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Watch(asked, tokenizer, dtype, trainer, on_progress))
     trainer.train(resume_from_checkpoint=_last_checkpoint(asked.training_folder))
     if trainer.is_world_process_zero():
         with written(asked.out) as folder:
-            _write(student, tokenizer, teacher.dtype, folder)
+            _write(student, tokenizer, dtype, folder)
             fitted = Seen.of(documents) if documents else seen_rows(tokenizer, data.inputs())
             fitted.write(folder)
 
@@ -197,10 +204,11 @@ def _write(student: Any, tokenizer: Any, dtype: Any, folder: Path) -> None:
         name: cast.setdefault(value.data_ptr(), value.to(dtype))
         for name, value in student.state_dict().items()
     }
-    kept = student.config.dtype
-    student.config.dtype = dtype
     student.save_pretrained(folder, state_dict=state)
-    student.config.dtype = kept
+    # It notes the type of the model, not that of the weights it was given.
+    config = deepcopy(student.config)
+    config.dtype = dtype
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

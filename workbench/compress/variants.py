@@ -9,7 +9,7 @@ from serving.plan import EngineArgs, Variant
 from workbench.compress.checkpoint import load, size_bytes
 from workbench.compress.prune import WIDTH_UNIT
 from workbench.compress.quality import Ask, judge
-from workbench.compress.recipe import CARD, Recipe, card, make
+from workbench.compress.recipe import CARD, Recipe, card, make, snapshots_of
 from workbench.compress.recipe import check as check_recipes
 from workbench.compress.steps import Distil, Prune, Quantize
 from workbench.progress import OnProgress
@@ -38,7 +38,8 @@ def compress(
              recipes: None makes `int8-w8a8` (GPTQ) and `pruned-distilled`.
              ask: what to judge by.
              seed, distil_tokens: of the recipes that are made where none are given.
-    Returns: the unchanged parent, named after its data type, then one variant per recipe.
+    Returns: the unchanged parent, named after its data type, one variant per recipe, then the students
+             that recipes ask to keep on the way to theirs.
     Raises:  ModelError: a model that cannot be loaded or pruned.
              InputError: what this machine cannot serve; nothing is made then.
     """
@@ -53,7 +54,7 @@ def compress(
     known = card(out / parent.name)
     first = known if known and known.model_copy(update={"quality": None}) == parent else parent
     return judged(
-        [first, *finals],
+        [first, *finals, *(young for variant in finals for young in snapshots_of(variant))],
         parent,
         ask,
         engine_args=engine_args,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.report import theme
+from workbench.report.lineage_figures import lineage_figure, recovery_by_tokens
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,7 +27,7 @@ td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884
 td:first-child, th:first-child { text-align: left; white-space: pre }</style>
 </head><body><h1>{{ question }}</h1><p>{{ words }}</p>
 {% for figure in figures %}{{ figure|safe }}{% endfor %}
-<h2>How the variants were made</h2>{{ lineage|safe }}
+<h2>What they keep</h2>{{ lineage|safe }}
 <p>{{ judged_on }}</p>
 <h2>Every load</h2>{{ table|safe }}
 <h2>Measured on</h2><ul>{% for one in environments %}<li>{{ one }}</li>{% endfor %}</ul>
@@ -128,9 +129,15 @@ def payoff_page(payoff: Payoff, result: StudyResult, out: Path) -> Path:
 
     from workbench.tables import payoff_table, variant_table
 
+    learnt = recovery_by_tokens(payoff.variants)
+    drawn = [
+        *payoff_figures(payoff),
+        lineage_figure(payoff.variants, payoff.max_quality_loss),
+        *([learnt] if learnt is not None else []),
+    ]
     figures = [
         figure.to_html(full_html=False, include_plotlyjs=(i == 0), config={"displaylogo": False})
-        for i, figure in enumerate(payoff_figures(payoff))
+        for i, figure in enumerate(drawn)
     ]
     lineage = variant_table(payoff.variants, payoff.max_quality_loss)
     judged_on = sorted({v.quality.judged_on for v in payoff.variants if v.quality})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from workbench.compress.learning import learning_curves
 from workbench.report.words import percent
 
 if TYPE_CHECKING:
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def paragraph(payoff: Payoff) -> str:
-    """What is fastest without losing quality, what crosses, what is marked, and the usual claim."""
+    """What is fastest without losing quality, what crosses, what is marked, what is learnt, the claim."""
     table = payoff.table
     parts = [
         *_fastest(payoff),
         *_crossing(payoff),
         *_marked(table),
+        *_taught(payoff),
         *_claims(payoff),
     ]
     return " ".join(parts)
@@ -82,6 +84,20 @@ def _marked(table: pd.DataFrame) -> list[str]:
             )
             said.append(f"These {what} the quality that is asked for: {names}.")
     return said
+
+
+def _taught(payoff: Payoff) -> list[str]:
+    said = []
+    for student, curve in learning_curves(payoff.variants).groupby("student", sort=False):
+        first, last = curve.iloc[0], curve.iloc[-1]
+        if first["tokens"] == 0 and len(curve) > 1:
+            said.append(
+                f"{student} goes from {percent(first['recovery'])} of the parent's score and"
+                f" {first['perplexity_ratio']:.2f} times its perplexity to"
+                f" {percent(last['recovery'])} and {last['perplexity_ratio']:.2f} times in"
+                f" {last['tokens']:,} tokens"
+            )
+    return [f"Distillation: {'; '.join(said)}."] if said else []
 
 
 def _claims(payoff: Payoff) -> list[str]:

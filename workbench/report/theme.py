@@ -38,7 +38,8 @@ def looks(names: Iterable[str], parent: str | None = None) -> dict[str, Look]:
             found[name] = Look(GREY, "circle-open")
             continue
         at = sum(known != parent for known in found)
-        found[name] = Look(_COLOURS[at % len(_COLOURS)], _SYMBOLS[at % len(_SYMBOLS)])
+        again = at // len(_COLOURS)  # the same colour comes with another shape
+        found[name] = Look(_COLOURS[at % len(_COLOURS)], _SYMBOLS[(at + again) % len(_SYMBOLS)])
     return found
 
 

@@ -1,0 +1,112 @@
+"""Figures of how variants were made: the tree of their lineage, and what students recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from serving.plan import Variant
+from workbench.compress.learning import learning_curves
+from workbench.compress.recipe import is_snapshot, lineage
+from workbench.report import theme
+from workbench.report.words import kept_of_parent
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_VERDICTS = {
+    "keeps": (theme.GREEN, "circle"),
+    "in doubt": (theme.ORANGE, "diamond"),
+    "loses": (theme.VERMILION, "x"),
+    "not judged": (theme.GREY, "circle-open"),
+}
+_WORDS = {"none": "as it is", "distil": "distilled", "prune": "pruned", "sparsify": "sparse"}
+
+
+def lineage_figure(variants: Sequence[Variant], max_quality_loss: float) -> go.Figure:
+    """Which variant was made of which, with method, size and what is kept; one line each."""
+    tree = lineage([variant for variant in variants if not is_snapshot(variant)])
+    at = {variant.name: (depth, -row) for row, (depth, variant) in enumerate(tree)}
+    deepest = max(depth for depth, _ in tree)
+    hidden = {"visible": False, "fixedrange": True}
+    figure = theme.canvas(
+        "How the variants were made",
+        {**hidden, "range": [-0.2, deepest + 5]},
+        {**hidden, "range": [-len(tree), 1]},
+        height=110 + 26 * len(tree),
+    )
+    for _, variant in tree:
+        if variant.parent in at:
+            (x, y), (from_x, from_y) = at[variant.name], at[variant.parent]
+            figure.add_scatter(
+                x=[from_x, from_x, x],
+                y=[from_y, y, y],
+                mode="lines",
+                line={"color": theme.GREY, "width": 1},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+    for verdict, (colour, symbol) in _VERDICTS.items():
+        some = [v for _, v in tree if _verdict(v, max_quality_loss) == verdict]
+        if some:
+            figure.add_scatter(
+                x=[at[v.name][0] for v in some],
+                y=[at[v.name][1] for v in some],
+                text=[f"  {_label(v, max_quality_loss)}" for v in some],
+                name=verdict,
+                mode="markers+text",
+                textposition="middle right",
+                marker={"color": colour, "symbol": symbol, "size": 10},
+                hoverinfo="skip",
+                cliponaxis=False,
+            )
+    return figure
+
+
+def recovery_by_tokens(variants: Sequence[Variant]) -> go.Figure | None:
+    """Perplexity over the parent's against the tokens that each student has learnt from.
+
+    None where nothing was distilled.
+    """
+    curves = learning_curves(variants)
+    if curves.empty:
+        return None
+    looks = theme.looks(curves["student"])
+    figure = theme.canvas(
+        "What distillation recovers",
+        theme.axis("tokens learnt from", rangemode="tozero"),
+        theme.axis("perplexity over the parent's (×)"),
+    )
+    for name, curve in curves.groupby("student", sort=False):
+        look, score = looks[str(name)], curve["perplexity_ratio"]
+        figure.add_scatter(
+            x=curve["tokens"],
+            y=score,
+            name=str(name),
+            mode="lines+markers",
+            line={"color": look.colour, "width": 2},
+            marker={"symbol": look.symbol, "size": 8},
+            error_y={
+                "array": curve["perplexity_ratio_high"] - score,
+                "arrayminus": score - curve["perplexity_ratio_low"],
+                "symmetric": False,
+                "thickness": 1,
+            },
+            customdata=100 * curve["recovery"],
+            hovertemplate="%{x:,} tokens: %{y:.3f}×, %{customdata:.1f} % of the tasks kept",
+        )
+    figure.add_hline(y=1, line={"color": theme.GREY, "width": 1, "dash": "dot"})
+    return figure
+
+
+def _verdict(variant: Variant, max_quality_loss: float) -> str:
+    return variant.quality.verdict(max_quality_loss) if variant.quality else "not judged"
+
+
+def _label(variant: Variant, max_quality_loss: float) -> str:
+    told = [_WORDS.get(variant.method, variant.method)]
+    if variant.size_bytes:
+        told.append(f"{variant.size_mib:,.1f} MiB")
+    if variant.quality is not None and variant.parent is not None:
+        told.append(kept_of_parent(variant, max_quality_loss))
+    return f"<b>{variant.name}</b> {', '.join(told)}"
