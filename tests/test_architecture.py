@@ -90,11 +90,13 @@ def test_public_names() -> None:
 
     assert workbench.__all__ == [
         "Arm",
+        "Ask",
         "Candidate",
         "Cluster",
         "EngineArgs",
         "LatencyModel",
         "Measurement",
+        "Payoff",
         "Plan",
         "SearchSpace",
         "SimResult",
@@ -111,6 +113,7 @@ def test_public_names() -> None:
         "fit",
         "frame",
         "measure",
+        "recipes_of",
         "report",
         "run_study",
         "shipped_checkpoint",

@@ -16,6 +16,7 @@ from typing import Any
 _HOME = {
     # stages
     "compress": "workbench.compress",
+    "recipes_of": "workbench.compress",
     "measure": "workbench.measure",
     "compare": "workbench.measure.compare",
     "capacity": "workbench.measure.capacity",
@@ -31,11 +32,13 @@ _HOME = {
     "report": "workbench.report",
     # values
     "Arm": "workbench.measure",
+    "Ask": "workbench.compress",
     "Candidate": "workbench.tune",
     "Cluster": "simulations.fleet",
     "EngineArgs": "serving.plan",
     "LatencyModel": "simulations.latency",
     "Measurement": "workbench.measure",
+    "Payoff": "workbench.payoff",
     "Plan": "serving.plan",
     "SearchSpace": "workbench.tune",
     "SimResult": "simulations.result",

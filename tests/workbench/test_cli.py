@@ -11,7 +11,9 @@ import pytest
 
 COMMANDS = [
     *("demo", "compress", "measure", "fit", "simulate", "tune", "export", "verify", "report"),
-    *("load", "study", "compare", "capacity", "runs", "log", "model train"),
+    *("load", "study", "compare", "capacity", "payoff", "runs", "log", "model train"),
+    *(f"compress {name}" for name in ("quantize", "prune", "sparsify", "distil", "chain")),
+    *("compress judge", "compress lineage"),
 ]
 
 
@@ -55,6 +57,17 @@ def test_help_has_an_example(command: str) -> None:
         (["compare"], ["b is not said", "--b-engine"]),
         (["capacity", "--attainment", "2"], ["attainment(=2.0)"]),
         (["study", "none.yaml"], ["none.yaml", "Check the path"]),
+        (["compress", "quantize", "int3"], ["scheme", "int3", "int8-gptq"]),
+        (["compress", "quantize", "int8-gptq", "--variant", "x"], ["--variant(='x')"]),
+        (["compress", "distil"], ["to begin with", "--variant"]),
+        (["compress", "distil", "--config", "layers"], ["--config(='layers')"]),
+        (["compress", "chain", "prune:layers"], ["prune:layers", "NAME=VALUE"]),
+        (["compress", "prune", "--layers", "9", "--no-judge"], ["layers(=9)", "between 0 and 3"]),
+        (["compress", "prune", "--name", "No"], ["--name", "small letters"]),
+        (["compress", "judge"], ["no variants"]),
+        (["compress", "judge", "--tasks", ","], ["no variants"]),
+        (["compress", "--recipes", "none.yaml"], ["none.yaml", "Check the file"]),
+        (["payoff", "none.yaml"], ["none.yaml", "Check the file"]),
         (["demo", "--workdir", "/proc/none"], ["/proc/none", "Choose"]),
     ],
 )

@@ -126,7 +126,7 @@ def test_b_is_a_but_for_what_is_said(tmp_path: Path) -> None:
 
 def test_a_compressed_variant_is_found_by_name(tmp_path: Path) -> None:
     made = Variant(name="int8", model=str(shipped_checkpoint()), method="int8")
-    made.write(tmp_path / "compress" / "int8.json")
+    made.write(tmp_path / "compress" / "int8" / "card.json")
     assert Target.of(tmp_path, variant="int8").variant == made
     with pytest.raises(InputError, match=r"--variant\(='int4'\).*\['int8'\]"):
         Target.of(tmp_path, variant="int4")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from workbench.compress.prune import prune
     from workbench.compress.quality import Ask, judge
     from workbench.compress.quantize import quantize
-    from workbench.compress.recipe import Recipe, lineage, make, read_recipes
+    from workbench.compress.recipe import Recipe, lineage, make, read_recipes, recipes_of
     from workbench.compress.sparsify import sparsify
     from workbench.compress.variants import compress
 
@@ -25,6 +25,7 @@ _HOME = {
     "prune": "workbench.compress.prune",
     "quantize": "workbench.compress.quantize",
     "read_recipes": "workbench.compress.recipe",
+    "recipes_of": "workbench.compress.recipe",
     "sparsify": "workbench.compress.sparsify",
 }
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "prune",
     "quantize",
     "read_recipes",
+    "recipes_of",
     "sparsify",
 ]
 

@@ -61,9 +61,10 @@ def read_recipes(path: Path) -> list[Recipe]:
     return recipes_of(found, str(path))
 
 
-def recipes_of(found: Any, where: str) -> list[Recipe]:
+def recipes_of(found: Any, where: str = "recipes") -> list[Recipe]:
     """Recipes from a mapping of names to steps.
 
+    Args:    where: what to call it in errors.
     Raises:  InputError: it is none.
     """
     if not isinstance(found, dict) or not found:

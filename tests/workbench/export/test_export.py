@@ -193,7 +193,15 @@ def test_folders_that_cannot_be_the_model_are_refused(tmp_path: Path) -> None:
 
 def judged() -> Plan:
     one = Estimate(value=0.97, low=0.95, high=0.99, n=500)
-    quality = Quality(perplexity=one, agreement=one, kl_nats=one, task_accuracy=one)
+    quality = Quality(
+        perplexity=one,
+        perplexity_ratio=one,
+        agreement=one,
+        kl_nats=one,
+        task_accuracy=one,
+        recovery=one,
+        judged_on="500 questions",
+    )
     return plan(variant=plan().variant.model_copy(update={"quality": quality}))
 
 
@@ -221,6 +229,8 @@ def test_the_evidence_says_what_was_measured_and_predicted(tmp_path: Path) -> No
         assert said in page
     assert "| rate-6 | 96.5 |" in page
     assert "| task_accuracy | 0.97 [0.95, 0.99] |" in page
+    assert "Judged through vLLM on 500 questions." in page
+    assert "At most 2.0% of the score may be lost: loses." in page
     for metric, estimate in known.prediction.metrics.items():
         assert f"| {metric} | {estimate} |" in page
     # JSON has no NaN: what was not observed comes back as not observed.
