@@ -62,7 +62,7 @@ def test_a_directory_is_of_one_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     other = tmp_path / "other"
     other.symlink_to(shipped_checkpoint())
-    command = ("compress", "quantize", "fp32", "--model", str(other) + "/../other", "--no-judge")
+    command = ("compress", "quantize", "fp32", "--model", str(other), "--no-judge")
     assert workbench(*command, workdir=tmp_path).returncode == 0  # the same, by another path
     Variant(name="bf16", model="elsewhere").write(tmp_path / "variants" / "bf16" / "card.json")
     done = workbench("compress", "quantize", "fp32", "--no-judge", workdir=tmp_path)

@@ -145,7 +145,7 @@ def quantize(
              calibration_sequences: rows of `seq_len` tokens that calibrated schemes see.
              text: JSONL to calibrate with; None takes shipped text and tasks.
     Raises:  ModelError: a model that cannot be loaded, or is quantized already.
-             InputError: an unknown scheme, or widths that its groups do not fit.
+             InputError: an unknown scheme, widths that its groups do not fit, or no GPU where it takes one.
     """
     chosen = scheme_of(scheme)
     if chosen.bits is not None:
@@ -194,6 +194,11 @@ def _bitsandbytes(model: str | Path, out: Path, bits: int) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+    if not torch.cuda.is_available():
+        raise InputError(
+            "bitsandbytes quantizes on an NVIDIA GPU, and there is none",
+            remedy="Make it on the machine that serves it, or take int8-gptq or int4-gptq.",
+        )
     check_not_quantized(model)
     config = BitsAndBytesConfig(
         load_in_8bit=bits == 8,

@@ -77,7 +77,9 @@ def divergence(
         p, likeliest = p.topk(top_k, dim=-1)
         q = q.gather(-1, likeliest)
         p, q = _with_rest(p), _with_rest(q)
-    return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+    # A row without an answer in it has nothing to learn from: 0, not NaN.
+    total = F.kl_div(q, p, reduction="sum", log_target=True)
+    return temperature**2 * total / max(len(wanted), 1)
 
 
 def hidden_distance(wanted: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
@@ -148,12 +150,17 @@ class _DistilTrainer(Trainer):  # type: ignore[misc]
             wanted = self._teacher(tokens, output_hidden_states=hidden)
         got = model(input_ids=tokens, output_hidden_states=hidden)
         logits = got.logits[:, :-1][learnt]
-        kl = divergence(wanted.logits[:, :-1][learnt], logits, asked.temperature, asked.top_k)
+        # Processes average their gradients; one with fewer tokens to learn has to count for less.
+        own = learnt.sum().float()
+        share = own / self.accelerator.reduce(own, reduction="mean").clamp(min=1)
+        wanted_logits = wanted.logits[:, :-1][learnt]
+        kl = share * divergence(wanted_logits, logits, asked.temperature, asked.top_k)
         loss = (1 - asked.label_weight) * kl
         if asked.label_weight:
-            loss = loss + asked.label_weight * F.cross_entropy(logits.float(), labels[learnt])
-        for theirs, own in self._pairs if hidden else ():
-            far = hidden_distance(wanted.hidden_states[theirs], got.hidden_states[own])
+            missed = F.cross_entropy(logits.float(), labels[learnt], reduction="sum")
+            loss = loss + asked.label_weight * share * missed / max(len(logits), 1)
+        for theirs, its in self._pairs if hidden else ():
+            far = hidden_distance(wanted.hidden_states[theirs], got.hidden_states[its])
             loss = loss + asked.hidden_weight / len(self._pairs) * far
         self.kl = kl.detach()
         return loss
@@ -239,6 +246,7 @@ def _arguments(asked: Distillation) -> Any:
         max_grad_norm=1.0,
         bf16=bf16_pays(torch.device("cuda" if gpu else "cpu")),
         use_cpu=not gpu,
+        ddp_find_unused_parameters=False,
         save_steps=asked.save_every,
         save_total_limit=2,
         logging_strategy="no",

@@ -86,6 +86,14 @@ def test_groups_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("scheme", ["bnb-int8", "bnb-nf4"])
+def test_bitsandbytes_without_a_gpu_is_refused(tiny: Path, tmp_path: Path, scheme: str) -> None:
+    with pytest.raises(InputError, match="on an NVIDIA GPU, and there is none"):
+        quantize(tiny, tmp_path / "out", scheme=scheme)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_what_is_quantized_is_not_quantized_again(tiny: Path, tmp_path: Path) -> None:
     once = quantize(tiny, tmp_path / "once", scheme="int8-gptq", calibration_sequences=2)
