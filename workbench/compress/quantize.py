@@ -145,7 +145,7 @@ def quantize(
              calibration_sequences: rows of `seq_len` tokens that calibrated schemes see.
              text: JSONL to calibrate with; None takes shipped text and tasks.
     Raises:  ModelError: a model that cannot be loaded, or is quantized already.
-             InputError: an unknown scheme, widths that its groups do not fit, or no GPU where it takes one.
+             InputError: an unknown scheme, widths its groups do not fit, or no GPU where it takes one.
     """
     chosen = scheme_of(scheme)
     if chosen.bits is not None:
