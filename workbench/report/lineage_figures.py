@@ -75,7 +75,7 @@ def recovery_by_tokens(variants: Sequence[Variant]) -> go.Figure | None:
     figure = theme.canvas(
         "What distillation recovers",
         theme.axis("tokens learnt from", rangemode="tozero"),
-        theme.axis("perplexity over the parent's (×)"),
+        theme.log_axis("perplexity over the parent's (×)", [*curves["perplexity_ratio_high"], 1]),
     )
     for name, curve in curves.groupby("student", sort=False):
         look, score = looks[str(name)], curve["perplexity_ratio"]

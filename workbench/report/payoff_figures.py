@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from workbench.measure.study import StudyResult
     from workbench.payoff import Payoff
 
+_FLOOR = 0.8
+"""Share of the score where the axis of quality ends, if something lies below and something above."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -74,18 +76,31 @@ def quality_against_speed(
         line={"color": theme.GREY, "dash": "dot", "shape": "vh"},
         hoverinfo="skip",
     )
+    # One variant that lost nearly everything would press all others into a line.
+    floor = _FLOOR if (at["recovery"] < _FLOOR).any() and (at["recovery"] > _FLOOR).any() else 0.0
     for row in at.to_dict("records"):
-        look, kept = looks[str(row["variant"])], 100 * row["recovery"]
+        look, kept, below = (
+            looks[str(row["variant"])],
+            100 * row["recovery"],
+            row["recovery"] < floor,
+        )
+        mark = f" ({row['quality']}, below the axis: {kept:.3g} %)" if below else _mark(row)
         figure.add_scatter(
             x=[row["speedup"]],
-            y=[kept],
-            name=f"{row['variant']}{_mark(row)}",
+            y=[100 * floor if below else kept],
+            name=f"{row['variant']}{mark}",
             mode="markers",
             marker={"color": look.colour, "symbol": look.symbol, "size": 10},
             error_x=_bar(row["speedup"], row["low"], row["high"]),
-            error_y=_bar(kept, 100 * row["recovery_low"], 100 * row["recovery_high"]),
-            hovertemplate="%{x:.2f}×, %{y:.1f} % kept",
+            error_y={}
+            if below
+            else _bar(kept, 100 * row["recovery_low"], 100 * row["recovery_high"]),
+            customdata=[kept],
+            cliponaxis=False,
+            hovertemplate="%{x:.2f}×, %{customdata:.1f} % kept",
         )
+    if floor:
+        figure.update_yaxes(range=[100 * floor, 100 * at["recovery_high"].max() + 1])
     figure.add_vline(x=1, line={"color": theme.GREY, "width": 1, "dash": "dot"})
     theme.limit_line(
         figure, 100 * (1 - payoff.max_quality_loss), "allowed loss of quality", right=True
