@@ -85,6 +85,16 @@ def test_serving_needs_nothing_but_pydantic_and_yaml() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "vllm", "simulations", "workbench"}
 
 
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    code = (
+        "import workbench.compress.distil, workbench.compress.prune, workbench.fit.model;"
+        "import workbench as wb; from workbench.compress import distil, prune;"
+        "assert callable(distil) and callable(prune) and callable(wb.fit) and callable(wb.compress)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_names() -> None:
     import workbench
 

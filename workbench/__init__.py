@@ -8,10 +8,7 @@ values. Nothing heavy is imported before it is used.
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from workbench.lazy import lazy
 
 _HOME = {
     # stages
@@ -53,24 +50,4 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-class _Workbench(ModuleType):
-    """Keeps `wb.fit` the function, also when something imports the package workbench.fit."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Workbench
+lazy(__name__, _HOME)

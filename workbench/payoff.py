@@ -110,8 +110,10 @@ class Payoff:
         Raises:  InputError: the parent was not measured, or no closed loop was.
         """
         parent = next((variant.name for variant in variants if variant.parent is None), "")
-        points = result.frame(usd_per_hour=usd_per_hour)
-        points = points[points["valid"] & points["batch"].notna()] if len(points) else points
+        points = pd.DataFrame()
+        if result.measurements:
+            points = result.frame(usd_per_hour=usd_per_hour)
+            points = points[points["valid"] & points["batch"].notna()]
         if points.empty or parent not in set(points["variant"]):
             raise InputError(
                 f"the study has no closed loop of the parent(={parent!r}) that can be trusted",

@@ -6,8 +6,9 @@ must not pay for pandas.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workbench.lazy import lazy
 
 if TYPE_CHECKING:
     from workbench.measure.capacity import Capacity
@@ -69,9 +70,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"workbench.measure has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"workbench.measure.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+lazy(__name__, {name: f"{__name__}.{module}" for name, module in _HOME.items()})
