@@ -28,7 +28,15 @@ def test_variants_are_made_named_tracked_and_shown_as_a_tree(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     rows = {row["variant"].strip("└ "): row for row in json.loads(done.stdout)}
     assert set(rows) == {"bf16", "fp16"}
-    chain = ("compress", "chain", "prune:layers=1", "fp32", "--name", "small", "--no-judge")
+    chain = (
+        "compress",
+        "chain",
+        "prune:layers=1,calibration_sequences=8",
+        "fp32",
+        "--name",
+        "small",
+        "--no-judge",
+    )
     done = workbench(*chain, workdir=tmp_path)
     assert done.returncode == 0, done.stderr
     done = workbench(

@@ -17,6 +17,7 @@ from serving.errors import InputError
 from workbench.compress.checkpoint import load, written
 from workbench.compress.importance import Importance, check_layers, importance, norms
 from workbench.compress.texts import fitting_rows, seen_rows
+from workbench.model.train import bf16_pays
 from workbench.progress import OnProgress
 
 WIDTH_UNIT = 128
@@ -69,8 +70,11 @@ def prune(
     _check(parent.config, cut)
     import torch
 
+    dtype = parent.dtype
     if torch.cuda.is_available():
         parent.cuda()
+    elif not bf16_pays(parent.device):
+        parent.float()
     rows = fitting_rows(tokenizer, calibration_sequences, seed=seed, text=text)
     found = importance(parent, rows, on_progress)
     gone = found.least(layers, contiguous=contiguous)
@@ -81,6 +85,7 @@ def prune(
     if mlp_width is not None:
         _cut_mlps(parent, found, mlp_width)
     _drop_layers(parent, kept)
+    parent.to(dtype)
     size = sum(p.numel() * p.element_size() for p in parent.parameters())
     with written(out, needed_bytes=size) as folder:
         parent.save_pretrained(folder)

@@ -155,6 +155,9 @@ def _judge_apart(
         tasks=ask.tasks,
     )
     parts = len(variants) + 1
+    # Quality does not depend on the room that loads need.
+    room = max(engine_args.max_model_len, paper.longest)
+    engine_args = engine_args.model_copy(update={"max_model_len": room})
 
     def sit(variant: Variant, number: int) -> Answers:
         def say(doing: str, share: float) -> None:

@@ -94,6 +94,12 @@ class Exam:
     answer_tokens: int
     described: str
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row or question, with what is generated behind it."""
+        asked = max(len(prompt) for prompt in self.prompts) + self.answer_tokens
+        return max(asked, max(len(row) for row in self.rows) + 1)
+
     @cached_property
     def key(self) -> str:
         content = json.dumps([self.rows, self.prompts, self.answers])

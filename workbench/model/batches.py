@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ IGNORED = -100
 _SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in a few words.", "Be brief and exact.")
 _SYSTEM_SHARE = 0.125
 _TASKS_AT_A_TIME = 16
+_ENCODED: dict[tuple[str, int | None, Split], NDArray[np.int64]] = {}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Rows:
         self._text_share = 1 - task_share if text is None else 1.0
         self._text: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         if self._text_share > 0:
-            self._text = encode(tokenizer, documents("train") if text is None else text)
+            self._text = (
+                encode_documents(tokenizer, "train") if text is None else encode(tokenizer, text)
+            )
             if len(self._text) < 2 * seq_len:
                 raise ValueError(
                     f"the text has {len(self._text)} tokens, give at least {2 * seq_len}"
@@ -122,8 +126,17 @@ def heldout_tokens(
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, split: Split) -> NDArray[np.int64]:
-    """Return a split's documents as one stream of tokens, an end token after each."""
-    return encode(tokenizer, documents(split))
+    """Return a split's documents as one stream of tokens, an end token after each.
+
+    It takes seconds, so a process does it once for a tokenizer. Do not write to it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return encode(tokenizer, documents(split))
+    key = (hashlib.sha256(backend.to_str().encode()).hexdigest(), tokenizer.eos_token_id, split)
+    if key not in _ENCODED:
+        _ENCODED[key] = encode(tokenizer, documents(split))
+    return _ENCODED[key]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> NDArray[np.int64]:

@@ -31,7 +31,7 @@ dataset_kwargs:
 output_type: generate_until
 test_split: test
 doc_to_text: "{{{{prompt}}}}"
-doc_to_target: "{{{{answer}}}}"
+doc_to_target: " {{{{answer}}}}"
 generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 24}}
 metric_list:
   - metric: exact_match
@@ -46,7 +46,7 @@ output_type: multiple_choice
 test_split: test
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: 0
-doc_to_choice: ["{{{{answer}}}}", "{{{{other}}}}"]
+doc_to_choice: "{{{{[answer, other]}}}}"
 target_delimiter: ""
 metric_list:
   - metric: acc

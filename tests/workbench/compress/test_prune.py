@@ -17,7 +17,15 @@ from workbench.compress.texts import fitting_rows
 
 
 def test_pruning_nothing_is_the_identity(tiny: Path, tmp_path: Path) -> None:
-    same = prune(tiny, tmp_path / "same", mlp_width=256, heads=4, kv_heads=2, hidden=256)
+    same = prune(
+        tiny,
+        tmp_path / "same",
+        mlp_width=256,
+        heads=4,
+        kv_heads=2,
+        hidden=256,
+        calibration_sequences=8,
+    )
     assert torch.equal(logits(tiny), logits(same))
 
 
@@ -37,7 +45,7 @@ def test_pruning_nothing_is_the_identity(tiny: Path, tmp_path: Path) -> None:
 def test_pruning_takes_out_what_it_says(
     tiny: Path, tmp_path: Path, cut: dict[str, int], weight: str, shape: tuple[int, int]
 ) -> None:
-    smaller = prune(tiny, tmp_path / "smaller", **cut)
+    smaller = prune(tiny, tmp_path / "smaller", calibration_sequences=8, **cut)
     model, _ = load(smaller)
     assert model.config.num_hidden_layers == len(model.model.layers) == 2 - cut.get("layers", 0)
     assert tuple(model.model.layers[0].get_submodule(weight).weight.shape) == shape
@@ -48,7 +56,9 @@ def test_pruning_takes_out_what_it_says(
 
 def test_untied_heads_and_biases_are_cut_as_well(tmp_path: Path) -> None:
     parent = tiny_model(tmp_path / "parent", tie_word_embeddings=False, attention_bias=True)
-    model, _ = load(prune(parent, tmp_path / "out", kv_heads=1, hidden=128))
+    model, _ = load(
+        prune(parent, tmp_path / "out", kv_heads=1, hidden=128, calibration_sequences=8)
+    )
     assert tuple(model.lm_head.weight.shape)[1] == 128
     assert tuple(model.model.layers[0].self_attn.k_proj.bias.shape) == (64,)
 
@@ -64,7 +74,7 @@ def test_a_layer_without_influence_goes_first(tiny: Path, tmp_path: Path) -> Non
     assert found.block_influence[0] > 0.01
     model.save_pretrained(tmp_path / "idle")
     tokenizer.save_pretrained(tmp_path / "idle")
-    cut = prune(tmp_path / "idle", tmp_path / "cut", layers=1)
+    cut = prune(tmp_path / "idle", tmp_path / "cut", layers=1, calibration_sequences=8)
     torch.testing.assert_close(logits(cut), logits(tmp_path / "idle"))
 
 
@@ -81,7 +91,14 @@ def test_idle_parts_cost_nothing(tiny: Path, tmp_path: Path) -> None:
             layer.mlp.down_proj.weight[128:].zero_()
     model.save_pretrained(tmp_path / "idle")
     tokenizer.save_pretrained(tmp_path / "idle")
-    cut = prune(tmp_path / "idle", tmp_path / "cut", mlp_width=128, kv_heads=1, hidden=128)
+    cut = prune(
+        tmp_path / "idle",
+        tmp_path / "cut",
+        mlp_width=128,
+        kv_heads=1,
+        hidden=128,
+        calibration_sequences=8,
+    )
     # The norms divide by another mean square; their weights make up for it.
     torch.testing.assert_close(logits(cut), logits(tmp_path / "idle"), rtol=2e-3, atol=2e-3)
 
@@ -102,8 +119,8 @@ def test_runs_of_layers_are_judged_together(tmp_path: Path) -> None:
 
 def test_layers_are_counted_in_the_first_parent(tmp_path: Path) -> None:
     parent = tiny_model(tmp_path / "parent", num_hidden_layers=4)
-    once = prune(parent, tmp_path / "once", layers=1)
-    twice = prune(once, tmp_path / "twice", layers=1)
+    once = prune(parent, tmp_path / "once", layers=1, calibration_sequences=8)
+    twice = prune(once, tmp_path / "twice", layers=1, calibration_sequences=8)
     first, second = layers_kept(once, of=4), layers_kept(twice, of=4)
     assert first is not None
     assert second is not None

@@ -115,7 +115,11 @@ def test_steps_are_made_once_and_again_when_their_parent_changes(
 ) -> None:
     def run(layers: int) -> list[Variant]:
         recipes = recipes_of(
-            {"pruned": f"prune:layers={layers}", "half": ["pruned", "fp16"], "other": "fp32"},
+            {
+                "pruned": f"prune:layers={layers},calibration_sequences=8",
+                "half": ["pruned", "fp16"],
+                "other": "fp32",
+            },
             "here",
         )
         return make(recipes, root(tiny), tmp_path)
@@ -134,7 +138,9 @@ def test_steps_are_made_once_and_again_when_their_parent_changes(
 
 
 def test_a_card_says_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
-    (recipe,) = recipes_of({"small": ["prune:layers=1,mlp_width=128", "fp32"]}, "here")
+    (recipe,) = recipes_of(
+        {"small": ["prune:layers=1,mlp_width=128,calibration_sequences=8", "fp32"]}, "here"
+    )
     told: list[tuple[str, float]] = []
     pruned, small = make(
         [recipe], root(tiny), tmp_path, on_progress=lambda doing, share: told.append((doing, share))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_second_call_does_nothing_again(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("judged again")
 
-    monkeypatch.setattr("workbench.compress.variants.judge", never)
+    monkeypatch.setattr(import_module("workbench.compress.variants"), "judge", never)
     again = compress(
         shipped_checkpoint(), folder, engine_args=engine_args, recipes=recipes(), ask=ASK
     )
