@@ -23,6 +23,9 @@ from workbench.verify import verify
 _SHIPPABLE = SearchSpace(warm_spares=(0,), tolerance=(0.1,))
 
 
+_LEAST_REQUESTS = 30
+
+
 def _list(folder: Path, names: list[str]) -> None:
     (folder / "results.txt").write_text("\n".join(names) + "\n")
 
@@ -77,7 +80,10 @@ def _serve(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
 
         fastest = offline[offline["variant"] == variant.name]["output_tokens_per_s"].max()
         lengths = chosen.load(1.0).schedule().output_tokens.mean()
-        shares = [round(share * fastest / lengths, 2) for share in chosen.load_shares]
+        capacity = fastest / lengths
+        # A slow machine still needs as many requests as the gate asks for, as far as it can bear them.
+        least = min(_LEAST_REQUESTS / chosen.load_duration_s, 0.8 * capacity)
+        shares = list(dict.fromkeys(round(max(s * capacity, least), 2) for s in chosen.load_shares))
         points += sweep_rates(
             variant,
             chosen.load(1.0),

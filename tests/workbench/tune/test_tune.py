@@ -214,7 +214,7 @@ def test_variants_that_must_not_win_are_left_out_with_the_reason(tmp_path: Path)
         ],
     )
     assert found.winner.variant.name == "parent"
-    assert "loses 5.0% of task accuracy" in found.rejected["pruned"]
+    assert "loses 5.0% of its score" in found.rejected["pruned"]
     assert "not measured" in found.rejected["unjudged"]
     assert "prefill of 32 tokens" in found.rejected["unmeasured"]
     assert set(found.trials["variant"]) == {"parent"}
