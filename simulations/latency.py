@@ -1,10 +1,13 @@
 """How long one engine step takes: the model that is fitted to measurements and runs the twin.
 
-    step = max(weight_floor, base + prefill + decode + kv + attention)
+    step = base + per_seq x seqs + max(floor, per_token x padded(tokens))
+                + per_kv_token x kv_tokens + per_prefill_attention x attention
 
-with non-negative coefficients, each a physical term: weights are read once per step whatever the
-batch (the floor), prefill is arithmetic per token, decode is overhead per sequence, the KV cache
-is read once per decoding sequence, and attention of a prefill grows with what it attends to.
+with non-negative coefficients, each a physical term: the host's work per step and per scheduled
+sequence; the matrix multiplications, which take the time of reading the weights once (the floor)
+until their arithmetic takes longer (the knee); the KV cache, read once per decoding sequence; and
+attention of a prefill, which grows with what it attends to. An engine with CUDA graphs computes a
+step that only decodes for the next larger captured number of tokens.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from serving.errors import InputError
 from serving.values import Estimate, Value
 
 FloatArray = npt.NDArray[np.float64]
@@ -44,33 +48,73 @@ class FittedRange(Value):
     kv_tokens: int
 
 
+class Coefficients(Value):
+    """One draw of what was fitted, from steps drawn again block by block."""
+
+    base_s: float = Field(ge=0)
+    per_seq_s: float = Field(ge=0)
+    floor_s: float = Field(ge=0)
+    per_token_s: float = Field(ge=0)
+    per_kv_token_s: float = Field(ge=0)
+    per_prefill_attention_s: float = Field(ge=0)
+    step_overhead_s: float = Field(ge=0)
+
+
 class LatencyModel(Value):
     """One replica of one variant on one kind of hardware."""
 
     variant: str
-    floor_s: float = Field(0.0, ge=0)
     base_s: float = Field(ge=0)
-    per_prefill_token_s: float = Field(ge=0)
-    per_decode_seq_s: float = Field(ge=0)
+    """The host, per step."""
+    per_seq_s: float = Field(0.0, ge=0)
+    """The host and the sampler, per scheduled sequence, prefilling ones too."""
+    floor_s: float = Field(0.0, ge=0)
+    """Reading the weights once."""
+    per_token_s: float = Field(ge=0)
+    """Arithmetic per token of the step: prefill tokens and one for each decoding sequence."""
     per_kv_token_s: float = Field(ge=0)
+    """Per token that the decoding sequences have in the cache."""
     per_prefill_attention_s: float = Field(0.0, ge=0)
     """Per (prefill token x token of its context)."""
+    pad_to_tokens: tuple[int, ...] = ()
+    """Ascending sizes to which a step that only decodes is rounded up; () where none is."""
     step_overhead_s: float = Field(0.0, ge=0)
     """Between two steps of a busy server: scheduling, output processing, HTTP."""
     request_overhead_s: float = Field(0.0, ge=0)
-    """Per request, before its first token: HTTP, tokenizing, queueing between processes."""
+    """Per request, before the engine's queue: HTTP, tokenizing, between processes."""
+    response_overhead_s: float = Field(0.0, ge=0)
+    """From the end of a step to the client having its token: detokenizing, HTTP."""
+    request_noise_s: tuple[float, ...] = ()
+    """Quantiles of measured minus predicted TTFT at the lightest load, median 0; one per request."""
+    residuals: tuple[float, ...] = ()
+    """Quantiles of measured over predicted time of held-out steps; one per step, () for none."""
+    draws: tuple[Coefficients, ...] = ()
+    """What the coefficients might as well have been: bootstrap draws over blocks of steps."""
     kv_blocks: int = Field(gt=0)
-    """As vLLM reports it, never derived."""
+    """As vLLM reports it; derived only in a model that is assumed."""
     block_size_tokens: int = Field(16, gt=0)
     cold_start: ColdStart
     fitted_range: FittedRange
     n_steps: int = Field(ge=0)
+    shapes: tuple[str, ...] = ()
+    """What was fitted: prompt/output tokens and load, as in "64/64 x8"."""
     heldout_error: dict[str, Estimate] = Field(default_factory=dict)
     """Relative errors on steps (and seconds of load) that were not fitted."""
+    heldout_by: dict[str, Estimate] = Field(default_factory=dict)
+    """Median relative error of held-out steps by shape and load."""
+    assumed: bool = False
+    """Whether it was computed from published figures instead of fitted to measurements."""
     source: str
     """What was measured: hardware, versions, run ids."""
     doubts: tuple[str, ...] = ()
     """Why measurements that were used by force cannot be trusted."""
+
+    @field_validator("pad_to_tokens")
+    @classmethod
+    def _ascend(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"pad_to_tokens(={list(sizes)}) must be > 0 and ascend")
+        return sizes
 
     def step_time_s(
         self,
@@ -78,8 +122,9 @@ class LatencyModel(Value):
         decode_seqs: npt.ArrayLike,
         kv_tokens: npt.ArrayLike,
         prefill_attention: npt.ArrayLike = 0.0,
+        prefill_seqs: npt.ArrayLike = 0.0,
     ) -> FloatArray:
-        """Seconds of each step, without `step_overhead_s`.
+        """Seconds of each step, without `step_overhead_s` and without noise.
 
         Args:    prefill_tokens: (n_steps,), prompt tokens computed in the step.
                  decode_seqs: (n_steps,), sequences that produce one more token.
@@ -87,18 +132,52 @@ class LatencyModel(Value):
                      the step starts.
                  prefill_attention: (n_steps,), sum over prefills of tokens x context: n tokens
                      after c cached ones make n (c + (n + 1) / 2) pairs.
+                 prefill_seqs: (n_steps,), sequences of which prompt tokens are computed.
         Returns: float array (n_steps,).
         """
-        linear = (
+        prefill = np.asarray(prefill_tokens, dtype=np.float64)
+        decode = np.asarray(decode_seqs, dtype=np.float64)
+        tokens = padded(prefill, decode, self.pad_to_tokens)
+        return np.asarray(
             self.base_s
-            + self.per_prefill_token_s * np.asarray(prefill_tokens, dtype=np.float64)
-            + self.per_decode_seq_s * np.asarray(decode_seqs, dtype=np.float64)
+            + self.per_seq_s * (decode + np.asarray(prefill_seqs, dtype=np.float64))
+            + np.maximum(self.floor_s, self.per_token_s * tokens)
             + self.per_kv_token_s * np.asarray(kv_tokens, dtype=np.float64)
             + self.per_prefill_attention_s * np.asarray(prefill_attention, dtype=np.float64)
         )
-        return np.maximum(self.floor_s, linear)
+
+    def draw(self, i: int) -> Self:
+        """The model with the coefficients of draw `i`, and no draws.
+
+        Raises:  InputError: there is no such draw.
+        """
+        if not 0 <= i < len(self.draws):
+            raise InputError(
+                f"i(={i}) must be >= 0 and < {len(self.draws)}",
+                remedy="Fit a model with draws, or take one that it has.",
+            )
+        return self.model_copy(update={**self.draws[i].model_dump(), "draws": ()})
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a fitted model from JSON."""
         return cls.read(Path(path))
+
+
+def padded(
+    prefill_tokens: FloatArray, decode_seqs: FloatArray, pad_to_tokens: tuple[int, ...]
+) -> FloatArray:
+    """Tokens that a step computes: its own, or those of the captured size that holds them.
+
+    Args:    prefill_tokens: (n_steps,); a step with any is never padded.
+             decode_seqs: (n_steps,).
+             pad_to_tokens: ascending; steps above the largest are not padded.
+    Returns: float array (n_steps,).
+    """
+    tokens = np.asarray(prefill_tokens + decode_seqs, dtype=np.float64)
+    if not pad_to_tokens:
+        return tokens
+    sizes = np.asarray(pad_to_tokens, dtype=np.float64)
+    place = np.minimum(np.searchsorted(sizes, tokens), len(sizes) - 1)
+    rounded = (prefill_tokens == 0) & (tokens > 0) & (tokens <= sizes[-1])
+    return np.where(rounded, sizes[place], tokens)

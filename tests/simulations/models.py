@@ -15,10 +15,10 @@ def latency(**changes: Any) -> LatencyModel:
     """An 8B model on one GPU, roughly."""
     fields: dict[str, Any] = {
         "variant": "bf16",
-        "floor_s": 0.0055,
-        "base_s": 0.0045,
-        "per_prefill_token_s": 2.4e-5,
-        "per_decode_seq_s": 2e-5,
+        "base_s": 0.001,
+        "per_seq_s": 1e-5,
+        "floor_s": 0.0045,
+        "per_token_s": 2.4e-5,
         "per_kv_token_s": 2e-8,
         "step_overhead_s": 4e-4,
         "request_overhead_s": 0.003,
