@@ -95,6 +95,17 @@ class EngineArgs(Value):
     max_num_batched_tokens: int = Field(2048, gt=0)
     enable_prefix_caching: bool = False
     enable_chunked_prefill: bool | None = None
+    long_prefill_token_threshold: int | None = Field(None, ge=0)
+    """The most prompt tokens of one request in one step, where it is not alone; 0 is no limit."""
+    scheduling_policy: Literal["fcfs", "priority"] | None = None
+    max_num_queued_reqs: int | None = Field(None, ge=0)
+    """Requests waiting or running beyond which the server answers 503."""
+    max_num_queued_tokens: int | None = Field(None, ge=0)
+    """Prompt tokens before their first answer beyond which the server answers 503."""
+    watermark: float | None = Field(None, ge=0, lt=1)
+    """Share of the KV cache that an admission leaves free while something runs."""
+    scheduler_reserve_full_isl: bool | None = None
+    """Admit only where the whole prompt finds blocks; None is vLLM's own, True."""
     kv_cache_dtype: str | None = None
     """For example fp8; None keeps the model's own."""
     tensor_parallel_size: int = Field(1, ge=1)

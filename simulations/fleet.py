@@ -19,7 +19,7 @@ from pydantic import Field
 from serving.plan import Plan
 from serving.values import Value
 from simulations.control import Controller, Observation, PodStatus
-from simulations.dataplane import DataPlane, Reading
+from simulations.engine import DataPlane, Reading, SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.telemetry import Scrape, Telemetry
 from simulations.traffic import Schedule
@@ -106,7 +106,7 @@ class Fleet:
         self.cluster = cluster
         self._controller = controller
         self.duration_s = duration_s
-        self.data = DataPlane(schedule, latency, plan.engine)
+        self.data = DataPlane(schedule, latency, SchedulerOptions.of(plan.engine, latency))
         self.pods: list[Pod] = []
         self.gone: list[Pod] = []
         self.busy_s = self.active_s = 0.0

@@ -46,6 +46,8 @@ class FittedRange(Value):
     prefill_tokens: int
     decode_seqs: int
     kv_tokens: int
+    context_tokens: int = 0
+    """The longest request, prompt and answer; 0 where it is not known."""
 
 
 class Coefficients(Value):
@@ -93,6 +95,10 @@ class LatencyModel(Value):
     kv_blocks: int = Field(gt=0)
     """As vLLM reports it; derived only in a model that is assumed."""
     block_size_tokens: int = Field(16, gt=0)
+    engine_version: str = ""
+    """Of vLLM, as measured: what its scheduler does."""
+    async_scheduling: bool = False
+    """Whether the measured engine decided a step while the one before it computed."""
     cold_start: ColdStart
     fitted_range: FittedRange
     n_steps: int = Field(ge=0)

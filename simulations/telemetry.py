@@ -21,7 +21,7 @@ import numpy as np
 
 from serving import hpa
 from serving.errors import InputError
-from simulations.dataplane import Reading
+from simulations.engine import Reading
 
 TTFT_WINDOW_S = 60.0
 METRICS = (

@@ -67,7 +67,7 @@ class Evidence(Value):
             measurements={m.name: m.summary(tuning.winner.slo) for m in measurements},
             hardware=first.hardware if first else "",
             versions=first.versions if first else {},
-            fit_errors=latency.heldout_error,
+            fit_errors=latency.heldout_error | latency.heldout_by,
             fit_source=latency.source,
             cold_start_s=latency.cold_start.total_s,
             day=tuning.winner_result.metrics,

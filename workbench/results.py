@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serving.errors import InputError
 from serving.hpa import GPU_UTILISATION, TTFT_MEAN, HpaSpec, pods_metric
-from serving.plan import Plan, Variant
+from serving.plan import EngineArgs, Plan, Variant
 from simulations.latency import LatencyModel
 from workbench.measure import Measurement, frame
 from workbench.pipeline import Pipeline
@@ -16,6 +16,8 @@ from workbench.tune import Tuning
 from workbench.verify import Verification
 
 UNTRUSTED = "untrusted.txt"
+SHAPES = "shapes.txt"
+"""Names of the points of other lengths, beside the results of the sweep."""
 
 
 class Results:
@@ -34,6 +36,11 @@ class Results:
         """Points of a sweep, in the order in which they were measured."""
         return [Measurement.read(path) for path in _listed(self.pipeline.folder(stage))]
 
+    def shapes(self) -> list[Measurement]:
+        """Points of other lengths than the sweep's, measured for the fit alone."""
+        folder = self.pipeline.folder("sweep")
+        return [Measurement.read(folder / name) for name in _lines(folder / SHAPES)]
+
     def latency_models(self) -> dict[str, LatencyModel]:
         """By variant."""
         models = [LatencyModel.read(path) for path in _listed(self.pipeline.folder("fit"))]
@@ -41,18 +48,10 @@ class Results:
 
     def peak_rps(self) -> float:
         """Rate of the day's busiest hour: as chosen, or what `peak_replicas` of the parent sustain."""
-        from simulations.bounds import capacity_rps
-
         if self.settings.peak_rps is not None:
             return self.settings.peak_rps
         parent = self.variants()[0].name
-        one = capacity_rps(
-            self.settings.day(1.0),
-            self.latency_models()[parent],
-            self.settings.engine,
-            self.settings.slo,
-        )
-        return round(self.settings.peak_replicas * one, 3)
+        return peak_of(self.settings, self.latency_models()[parent], self.settings.engine)
 
     def tuning(self) -> Tuning:
         """What the search found."""
@@ -102,7 +101,7 @@ class Results:
                     run.variant(variant)
             case "sweep" | "serve":
                 points = self.measurements(stage)
-                for point in points:
+                for point in points + (self.shapes() if stage == "sweep" else []):
                     run.measurement(point, folder / point.name)
                 run.sweeps(points)
             case "fit":
@@ -130,6 +129,16 @@ class Results:
         return tuple(found)
 
 
+def peak_of(settings: Settings, latency: LatencyModel, engine: EngineArgs) -> float:
+    """Rate of the day's busiest hour: as chosen, or what `peak_replicas` on this model sustain."""
+    from simulations.bounds import capacity_rps
+
+    if settings.peak_rps is not None:
+        return settings.peak_rps
+    one = capacity_rps(settings.day(1.0), latency, engine, settings.slo)
+    return round(settings.peak_replicas * one, 3)
+
+
 def served(results: Results) -> list[Variant]:
     """The variants that are worth a server: the parent, then the fastest that keep enough quality."""
     chosen = results.settings
@@ -149,4 +158,8 @@ def _listed(folder: Path) -> list[Path]:
     listing = folder / "results.txt"
     if not listing.exists():
         raise InputError(f"{folder} holds no results", remedy="Run `workbench demo` first.")
-    return [folder / line for line in listing.read_text().split()]
+    return [folder / line for line in _lines(listing)]
+
+
+def _lines(listing: Path) -> list[str]:
+    return listing.read_text().split() if listing.exists() else []

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from serving.errors import MeasurementError
 from simulations.latency import LatencyModel
+from simulations.traffic import Fixed
 from workbench.compress import compress
 from workbench.export import Evidence, export
-from workbench.fit import fit
+from workbench.fit import check_range, fit
 from workbench.measure import Measurement, frame, sweep_batches, sweep_rates
 from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
-from workbench.results import UNTRUSTED, Results, served
+from workbench.results import SHAPES, UNTRUSTED, Results, served
 from workbench.tables import day_table
 from workbench.tune import Candidate, SearchSpace, tune
 from workbench.verify import verify
@@ -52,18 +53,26 @@ def _compress(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None
 def _sweep(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     results = Results(pipeline)
     chosen = results.settings
+    swept = Fixed(tokens=chosen.sweep_tokens)
     points = sweep_batches(
         results.variants(),
         engine_args=chosen.engine,
         batches=chosen.batches,
         prompt_tokens=chosen.sweep_tokens,
         output_tokens=chosen.sweep_tokens,
+        shapes=[pair for pair in chosen.fit_shapes if sum(pair) <= chosen.engine.max_model_len],
         repeats=chosen.repeats,
         folder=folder,
         seed=chosen.seed,
         on_progress=on_progress,
     )
-    _list(folder, [point.name for point in points])
+    other = {
+        point.name
+        for point in points
+        if (point.workload.prompt_tokens, point.workload.output_tokens) != (swept, swept)
+    }
+    (folder / SHAPES).write_text("\n".join(sorted(other)) + "\n")
+    _list(folder, [point.name for point in points if point.name not in other])
     results.trail("sweep")
 
 
@@ -99,7 +108,8 @@ def _serve(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
 
 def _fit(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     results = Results(pipeline)
-    offline, server = results.measurements("sweep"), results.measurements("serve")
+    offline = results.measurements("sweep") + results.shapes()
+    server = results.measurements("serve")
     models: list[LatencyModel] = []
     with_server = [v for v in results.variants() if any(m.variant.name == v.name for m in server)]
     # Those behind a server first: the others borrow their overheads.
@@ -133,10 +143,14 @@ def _simulate(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None
 
     results = Results(pipeline)
     plan = results.article_plan()
+    day = results.settings.day(results.peak_rps())
+    model = results.latency_models()[plan.variant.name]
+    if not results.settings.force:
+        check_range(model, plan.engine, day)
     result = simulate(
         plan,
-        results.settings.day(results.peak_rps()),
-        results.latency_models()[plan.variant.name],
+        day,
+        model,
         seeds=results.settings.tune_seeds,
         on_progress=on_progress,
     )
@@ -173,7 +187,7 @@ def _export(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
     tuning = results.tuning()
     on_progress(tuning.winner.name, 0.1)
     winner = tuning.winner.variant.name
-    points = results.measurements("sweep") + results.measurements("serve")
+    points = [*results.measurements("sweep"), *results.shapes(), *results.measurements("serve")]
     used = [point for point in points if results.settings.force or not point.invalid]
     evidence = Evidence.of(
         measurements=[point for point in used if point.variant.name == winner],
@@ -238,7 +252,7 @@ STAGES = (
         "sweep",
         "Measure: batch sweep, offline vLLM",
         "measure",
-        ("seed", "engine", "batches", "sweep_tokens", "repeats"),
+        ("seed", "engine", "batches", "sweep_tokens", "fit_shapes", "repeats"),
         ("compress",),
         _sweep,
         apart=True,

@@ -98,16 +98,25 @@ def latency_table(models: list[LatencyModel]) -> pd.DataFrame:
         [
             {
                 "variant": model.variant,
-                "floor_us": model.floor_s * 1e6,
                 "base_us": model.base_s * 1e6,
-                "per_prefill_token_us": model.per_prefill_token_s * 1e6,
-                "per_decode_seq_us": model.per_decode_seq_s * 1e6,
+                "per_seq_us": model.per_seq_s * 1e6,
+                "floor_us": model.floor_s * 1e6,
+                "per_token_us": model.per_token_s * 1e6,
                 "per_kv_token_us": model.per_kv_token_s * 1e6,
                 **{f"heldout_{key}": error.value for key, error in model.heldout_error.items()},
+                **_worst(model),
             }
             for model in models
         ]
     )
+
+
+def _worst(model: LatencyModel) -> dict[str, float | str]:
+    """The shape and load with the largest held-out error, where there are several."""
+    if not model.heldout_by:
+        return {}
+    name = max(model.heldout_by, key=lambda shape: model.heldout_by[shape].value)
+    return {"heldout_worst": model.heldout_by[name].value, "worst_shape": name}
 
 
 def fleet_table(tuning: Tuning) -> pd.DataFrame:

@@ -35,6 +35,8 @@ class Schedule:
             prompt is its own.
         after: position of the turn before, -1 for none. None: nobody follows anybody.
         think_s: pause between the answer before and this turn.
+        priority: lower is served earlier where the engine schedules by priority. None: all alike.
+        patience_s: how long after it was sent its client gives up. None: never.
     """
 
     arrived_at_s: FloatArray
@@ -43,6 +45,8 @@ class Schedule:
     segments: Segments | None = None
     after: IntArray | None = None
     think_s: FloatArray | None = None
+    priority: IntArray | None = None
+    patience_s: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.arrived_at_s)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
 from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs
 from serving.values import Estimate
-from simulations.engine import estimate, predict, simulate_replica, simulate_workload
+from simulations.engine import (
+    SchedulerOptions,
+    estimate,
+    predict,
+    simulate_replica,
+    simulate_workload,
+    trace_replica,
+)
+from simulations.engine.reference import reference_replica
 from simulations.traffic import ClosedLoop, Fixed, Poisson, Schedule
+from tests.simulations.engine_cases import Case, cases
 from tests.simulations.models import ENGINE, latency, plan, workload
-from tests.simulations.reference import reference_replica
 
 
 def schedule(seed: int, n: int, rate_rps: float, longest: int) -> Schedule:
@@ -26,56 +34,118 @@ def schedule(seed: int, n: int, rate_rps: float, longest: int) -> Schedule:
     )
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    rate_rps=st.sampled_from([0.5, 5.0, 50.0, 5000.0]),
-    max_seqs=st.integers(1, 12),
-    batched=st.integers(12, 200),
-    block_size=st.sampled_from([1, 3, 16]),
-    spare_tokens=st.integers(0, 600),
-    floor_s=st.sampled_from([0.0, 0.006, 0.02]),
-    kv_s=st.sampled_from([0.0, 1e-5]),
-    users=st.sampled_from([None, 1, 7]),
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_every_step_is_that_of_the_reference(case: Case) -> None:
+    """Both ways through the compiled core: with a record of each step, and as it is used."""
+    asked = case.schedule, case.latency, case.options
+    wanted, steps = reference_replica(*asked, concurrency=case.concurrency)
+    found, made, pairs = trace_replica(*asked, concurrency=case.concurrency)
+    tokens = [dict(zip(g["request"], g["tokens"], strict=True)) for _, g in pairs.groupby("step")]
+    assert tokens == [{r.index: n for r, n in step.tokens.items()} for step in steps]
+    for name in made.columns.difference(["running", "waiting"]):
+        np.testing.assert_allclose(
+            made[name], [getattr(step, name) for step in steps], atol=1e-9, err_msg=name
+        )
+    np.testing.assert_allclose(found[wanted.columns], wanted, atol=1e-9)
+    engine = EngineArgs(max_model_len=10**6, max_num_seqs=10, max_num_batched_tokens=512)
+    fast = simulate_replica(
+        case.schedule, case.latency, engine, options=case.options, concurrency=case.concurrency
+    )
+    pd.testing.assert_frame_equal(fast, found)
+
+
+def test_the_cases_are_not_empty() -> None:
+    """The property above, and vLLM's, would be without preemptions, hits, aborts and rejections."""
+    seen = {"steps": 0, "preempted": 0, "hit_tokens": 0, "aborted": 0, "rejected": 0, "turns": 0}
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(case=cases())
+    def count(case: Case) -> None:
+        found, made, _ = trace_replica(
+            case.schedule, case.latency, case.options, concurrency=case.concurrency
+        )
+        seen["steps"] += len(made)
+        for name in ("preempted", "hit_tokens"):
+            seen[name] += int(made[name].sum())
+        for name in ("aborted", "rejected"):
+            seen[name] += int((found["outcome"] == name).sum())
+        seen["turns"] += int(case.schedule.conversations)
+
+    count()
+    assert min(seen.values()) > 0
+    assert seen["steps"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("version", "changed"),
+    [
+        ("0.26.0", {"lone_prefill_uncapped": False, "unscheduled_victim_skips_next": True}),
+        ("0.30.1", {"lone_prefill_uncapped": False}),
+        ("0.32.0", {}),
+        ("0.33.0", {"self_preemption_ends_step": False}),
+        ("", {}),
+    ],
 )
-def test_equals_the_reference(
-    seed: int,
-    rate_rps: float,
-    max_seqs: int,
-    batched: int,
-    block_size: int,
-    spare_tokens: int,
-    floor_s: float,
-    kv_s: float,
-    users: int | None,
-) -> None:
-    """Few blocks make preemption common; both ways through the compiled core must agree."""
-    longest = 60
-    model = latency(
-        floor_s=floor_s,
-        per_kv_token_s=kv_s,
-        per_prefill_attention_s=1e-8,
-        block_size_tokens=block_size,
-        kv_blocks=1 + (2 * longest + spare_tokens) // block_size + 1,
-    )
-    engine = EngineArgs(
-        max_model_len=2 * longest, max_num_seqs=max_seqs, max_num_batched_tokens=batched
-    )
-    drawn = schedule(seed, 60, rate_rps, longest)
-    if users is not None:
-        drawn = Schedule(np.zeros(60), drawn.prompt_tokens, drawn.output_tokens)
-    wanted = reference_replica(drawn, model, engine, concurrency=users)
-    for step_by_step in (False, True):
-        found = simulate_replica(drawn, model, engine, concurrency=users, step_by_step=step_by_step)
-        np.testing.assert_allclose(found[wanted.columns], wanted, rtol=1e-9, atol=1e-9)
+def test_versions_are_options_with_names(version: str, changed: dict[str, bool]) -> None:
+    options = SchedulerOptions(max_seqs=4, max_step_tokens=64)
+    assert options.at(version) == options.model_copy(update=changed)
 
 
-def test_the_workloads_of_the_property_preempt() -> None:
-    """The property above would be empty without."""
-    model = latency(kv_blocks=1 + 180, block_size_tokens=1)
-    engine = EngineArgs(max_model_len=120, max_num_seqs=12, max_num_batched_tokens=200)
-    found = simulate_replica(schedule(1, 60, 50.0, 60), model, engine)
-    assert found["preemptions"].sum() > 5
+def test_real_step_times_are_taken_as_they_are() -> None:
+    """The twin on the times of its own steps ends when it ended, to the step."""
+    drawn = schedule(3, 200, 20.0, 60)
+    model = latency(kv_blocks=60, request_overhead_s=0.0)
+    options = SchedulerOptions(max_seqs=8, max_step_tokens=64)
+    wanted, steps, _ = trace_replica(drawn, model, options)
+    took_s = (steps["end_s"] - steps["start_s"]).to_numpy()
+    flat = model.model_copy(update={"base_s": 1.0, "step_overhead_s": 0.5})
+    found, _, _ = trace_replica(drawn, flat, options, step_times_s=took_s)
+    np.testing.assert_allclose(found["end_s"], wanted["end_s"], rtol=1e-9)
+
+
+def test_noise_is_drawn_from_what_was_measured() -> None:
+    model = latency(residuals=(0.5, 1.0, 1.5), request_noise_s=(-0.001, 0.0, 0.001))
+    drawn = schedule(4, 2000, 5.0, 300)
+    noisy, again, other = (simulate_replica(drawn, model, ENGINE, seed=seed) for seed in (1, 1, 2))
+    quiet = simulate_replica(drawn, model, ENGINE, noise=False)
+    pd.testing.assert_frame_equal(noisy, again)
+    assert not np.allclose(noisy["e2e_s"], other["e2e_s"])
+    assert noisy["e2e_s"].mean() == pytest.approx(quiet["e2e_s"].mean(), rel=0.05)
+    assert noisy["tpot_s"].std() > quiet["tpot_s"].std()
+
+
+def test_clients_that_give_up_and_servers_that_are_full() -> None:
+    n = 50
+    model, engine = latency(), EngineArgs(max_num_seqs=2, max_num_queued_reqs=10)
+    rush = Schedule(np.zeros(n), np.full(n, 100), np.full(n, 100), patience_s=np.full(n, 1.5))
+    found = simulate_replica(rush, model, engine)
+    assert (found["outcome"] == "rejected").sum() == n - 10
+    assert {"answered", "aborted"} < set(found["outcome"])
+    assert found.loc[found["outcome"] != "answered", "end_s"].isna().all()
+    assert found.loc[found["outcome"] == "answered", "e2e_s"].max() <= 1.5
+
+
+def test_a_second_turn_finds_the_first_in_the_cache() -> None:
+    turns = Schedule(
+        np.array([0.0, 0.0]),
+        np.array([160, 160 + 32 + 16]),
+        np.array([32, 8]),
+        segments=(((0, 160),), ((0, 160), (-1, 32), (1, 16))),
+        after=np.array([-1, 0]),
+        think_s=np.array([0.0, 2.0]),
+    )
+    model = latency(response_overhead_s=0.001)
+    found = simulate_replica(turns, model, EngineArgs(enable_prefix_caching=True))
+    assert list(found["cached_tokens"]) == [0, 176]
+    assert found["arrived_at_s"][1] == pytest.approx(found["end_s"][0] + 2.0)
+    cold = simulate_replica(turns, model, EngineArgs())
+    assert cold["ttft_s"][1] > found["ttft_s"][1]
+
+
+def test_an_empty_schedule_is_no_run() -> None:
+    nothing = Schedule(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    assert simulate_replica(nothing, latency(), ENGINE).empty
 
 
 def test_requests_are_conserved_and_inputs_left_alone() -> None:
@@ -94,8 +164,9 @@ def test_a_lone_request_takes_what_the_model_says() -> None:
     model = latency(floor_s=0.0, per_kv_token_s=1e-6)
     one = Schedule(np.array([3.0]), np.array([100]), np.array([5]))
     found = simulate_replica(one, model, ENGINE).iloc[0]
-    prefill_s = 0.0045 + 100 * 2.4e-5 + 4e-4
-    decode_s = sum(0.0045 + 2e-5 + 1e-6 * kv + 4e-4 for kv in (100, 101, 102, 103))
+    base_s, gap_s = model.base_s + model.per_seq_s, model.step_overhead_s
+    prefill_s = base_s + 100 * model.per_token_s + gap_s
+    decode_s = sum(base_s + model.per_token_s + 1e-6 * kv + gap_s for kv in (100, 101, 102, 103))
     assert found["ttft_s"] == pytest.approx(0.003 + prefill_s)
     assert found["e2e_s"] == pytest.approx(0.003 + prefill_s + decode_s)
     assert found["tpot_s"] == pytest.approx(decode_s / 4)
@@ -110,10 +181,10 @@ def test_waiting_is_that_of_m_d_1() -> None:
     """One sequence at a time with fixed lengths: W = rho s / (2 (1 - rho)), Pollaczek-Khinchine."""
     service_s, rho = 0.1, 0.7
     model = latency(
-        floor_s=0.01,
+        floor_s=0,
         base_s=0.01,
-        per_prefill_token_s=0,
-        per_decode_seq_s=0,
+        per_token_s=0,
+        per_seq_s=0,
         per_kv_token_s=0,
         step_overhead_s=0,
         request_overhead_s=0,
@@ -142,10 +213,10 @@ def test_an_unlimited_batch_is_m_d_infinity() -> None:
     the law its variance).
     """
     model = latency(
-        floor_s=0.001,
+        floor_s=0,
         base_s=0.001,
-        per_prefill_token_s=0,
-        per_decode_seq_s=0,
+        per_token_s=0,
+        per_seq_s=0,
         per_kv_token_s=0,
         step_overhead_s=0,
         request_overhead_s=0,

@@ -17,8 +17,7 @@ from serving.hpa import (
 )
 from serving.plan import Plan
 from simulations.autoscaler import HpaController
-from simulations.dataplane import DataPlane
-from simulations.engine import request_frame, simulate_replica
+from simulations.engine import DataPlane, SchedulerOptions, request_frame, simulate_replica
 from simulations.fleet import Cluster, Fleet
 from simulations.latency import LatencyModel
 from simulations.telemetry import Telemetry
@@ -70,13 +69,13 @@ def test_a_fleet_of_one_is_the_replica() -> None:
     schedule = workload(rate_rps=20, duration_s=DURATION_S).schedule()
     _, found, _ = run(plan(replicas=1), schedule)
     alone = simulate_replica(schedule, latency(), ENGINE)
-    np.testing.assert_allclose(found, alone, rtol=1e-9, atol=1e-7)
+    pd.testing.assert_frame_equal(found, alone, rtol=1e-9, atol=1e-7)
 
 
 def test_routing_is_least_outstanding() -> None:
     """Against a loop over replicas that are simulated alone on what they were sent."""
     schedule = workload(rate_rps=40, duration_s=60).schedule()
-    data = DataPlane(schedule, latency(), ENGINE)
+    data = DataPlane(schedule, latency(), SchedulerOptions.of(ENGINE, latency()))
     rows = [data.add() for _ in range(3)]
     data.advance(1e6, rows)
     found = request_frame(data.requests)
@@ -109,7 +108,7 @@ def test_a_step_in_load_scales_up_after_the_cold_start_and_down_after_the_window
     fleet, found, timeline = run(
         autoscaled(REQUESTS_RUNNING, 5),
         step_in_load(2, 20, 600, 1800),
-        latency(per_decode_seq_s=0.0),
+        latency(per_seq_s=0.0),
         duration_s=3600,
     )
     t_s = timeline["t_s"]
@@ -188,7 +187,7 @@ def test_gpu_utilisation_is_busy_with_anything_at_all() -> None:
 
 def test_metrics_are_seen_late_and_ttft_over_the_last_minute() -> None:
     schedule = workload(rate_rps=10, duration_s=400).schedule()
-    data = DataPlane(schedule, latency(), ENGINE)
+    data = DataPlane(schedule, latency(), SchedulerOptions.of(ENGINE, latency()))
     row = data.add()
     telemetry = Telemetry(delay_s=5)
     for t_s in np.arange(15.0, 301.0, 15.0):

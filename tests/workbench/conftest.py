@@ -12,7 +12,7 @@ import pytest
 from serving.hpa import REQUESTS_RUNNING, HpaSpec, pods_metric
 from serving.plan import EngineArgs, Plan, Quality, Slo, Variant
 from serving.values import Estimate
-from simulations.latency import ColdStart, FittedRange, LatencyModel
+from simulations.latency import Coefficients, ColdStart, FittedRange, LatencyModel
 from simulations.result import Prediction, SimResult
 from simulations.traffic import ClosedLoop, Day, Fixed, Poisson, Workload
 
@@ -48,10 +48,10 @@ def latency_model(name: str) -> LatencyModel:
     speed = SPEED[name]
     return LatencyModel(
         variant=name,
-        floor_s=0.003 / speed,
-        base_s=0.0025 / speed,
-        per_prefill_token_s=2e-5,
-        per_decode_seq_s=1.2e-4,
+        base_s=0.001 / speed,
+        per_seq_s=1e-4,
+        floor_s=0.0015 / speed,
+        per_token_s=2e-5,
         per_kv_token_s=2e-8,
         step_overhead_s=0.0004,
         request_overhead_s=0.004,
@@ -63,7 +63,22 @@ def latency_model(name: str) -> LatencyModel:
             "step_median": Estimate(value=0.034, low=0.03, high=0.04, n=450),
             "total_time": Estimate(value=-0.012, low=-0.02, high=0.01, n=200),
         },
+        heldout_by={"64/64 x8": around(0.03, 0.1, 90), "~90/60 @5/s": around(0.05, 0.1, 60)},
+        shapes=("64/64 x8", "~90/60 @5/s"),
+        draws=tuple(coefficients(speed, share) for share in (0.98, 1.0, 1.03)),
         source="made up",
+    )
+
+
+def coefficients(speed: float, share: float) -> Coefficients:
+    return Coefficients(
+        base_s=0.001 * share / speed,
+        per_seq_s=1e-4 * share,
+        floor_s=0.0015 / speed,
+        per_token_s=2e-5 * share,
+        per_kv_token_s=2e-8,
+        per_prefill_attention_s=0.0,
+        step_overhead_s=0.0004,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def test_help_has_an_example(command: str) -> None:
         (["tune", "--ttft-p99", "-1"], ["ttft_p99_s", "-1", "greater than 0"]),
         (["tune", "--trials", "0"], ["trials", "0"]),
         (["demo", "--peak-rps", "0"], ["peak_rps", "0"]),
+        (["fit", "--device", "tpu", "--config", "x"], ["device(='tpu')", "h100"]),
+        (["fit", "--device", "h100"], ["--device(='h100')", "--config"]),
+        (["fit", "--device", "h100", "--config", "none.json"], ["none.json", "config.json"]),
+        (["fit", "--out", "model.json"], ["--out(='model.json')", "--device"]),
+        (["fit", "--check"], ["workbench compress", "first"]),
+        (["simulate", "--latency", "m.json"], ["--latency(='m.json')", "--plan"]),
         (["tune"], ["workbench fit", "first"]),
         (["report"], ["first"]),
         (["load", "--rate", "2", "--concurrency", "4"], ["--concurrency(='4')", "--rate(=2.0)"]),
@@ -83,6 +90,18 @@ def test_bad_input_is_one_line_with_the_value(
     assert len(lines) == 1, done.stderr
     for part in says:
         assert part in lines[0]
+
+
+def test_a_model_is_assumed_from_a_device_card(tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "workbench" / "model" / "checkpoint" / "config.json"
+    out = tmp_path / "assumed.json"
+    asked = ["fit", "--device", "l4", "--config", str(config), "--out", str(out)]
+    done = workbench(*asked, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {row["region"] for row in json.loads(done.stdout)} >= {"decode, batch 1"}
+    assert "assumed from the device card of l4" in done.stderr
+    assert json.loads(out.read_text())["assumed"]
+    assert "bound" in workbench(*asked, cwd=tmp_path).stdout
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from workbench.cli.common import (
     leave,
     numbers,
     show,
+    tell_doubts,
 )
+from workbench.cli.fitting import check_fitted, fit_device
+from workbench.cli.loads import EngineJson
 from workbench.cli.pipelines import open_pipeline, run_stages, settings_of, tell_pipeline_doubts
 
 if TYPE_CHECKING:
@@ -45,34 +48,40 @@ model_app = typer.Typer(help="The small chat model that the demo uses.", no_args
 app.add_typer(model_app, name="model")
 
 
-def _simulate_plan(workdir: Path, settings: Settings, path: Path, *, as_json: bool) -> None:
-    """Simulate the day of these settings under somebody's plan."""
+def _simulate_plan(
+    workdir: Path, settings: Settings, path: Path, latency: Path | None, *, as_json: bool
+) -> None:
+    """Simulate the day of these settings under somebody's plan, on a fitted model or on one given."""
     from serving.plan import Plan
+    from simulations.latency import LatencyModel
 
     plan = Plan.read(path)
     pipeline = open_pipeline(workdir, settings)
     from simulations.simulate import simulate as simulate_day
-    from workbench.results import Results
+    from workbench.fit import check_range
+    from workbench.results import Results, peak_of
     from workbench.tables import day_table
 
-    pipeline.require("simulate")
     results = Results(pipeline)
-    models = results.latency_models()
-    if plan.variant.name not in models:
-        raise InputError(
-            f"{path} serves variant(={plan.variant.name!r}), which was not fitted",
-            remedy=f"Fitted are {sorted(models)}; measure and fit it first.",
-        )
+    if latency is not None:
+        model = LatencyModel.load(latency)
+        peak_rps = peak_of(settings, model, plan.engine)
+    else:
+        pipeline.require("simulate")
+        models = results.latency_models()
+        if plan.variant.name not in models:
+            raise InputError(
+                f"{path} serves variant(={plan.variant.name!r}), which was not fitted",
+                remedy=f"Fitted are {sorted(models)}; measure and fit it first.",
+            )
+        model, peak_rps = models[plan.variant.name], results.peak_rps()
+    day = settings.day(peak_rps)
+    if not settings.force:
+        check_range(model, plan.engine, day)
     with display(pipeline.workdir, f"Simulate {plan.name}", as_json=as_json) as on_progress:
-        result = simulate_day(
-            plan,
-            settings.day(results.peak_rps()),
-            models[plan.variant.name],
-            seeds=settings.tune_seeds,
-            on_progress=on_progress,
-        )
+        result = simulate_day(plan, day, model, seeds=settings.tune_seeds, on_progress=on_progress)
     show(day_table(result, plan), as_json=as_json)
-    tell_pipeline_doubts(pipeline, "simulate")
+    tell_doubts(result.doubts, "rests on what cannot be trusted")
 
 
 def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
@@ -139,19 +148,50 @@ def measure(
     run_stages(workdir, settings, ["sweep", "serve"], as_json=as_json)
 
 
-@app.command(epilog="Example: workbench fit --workdir runs")
+@app.command(
+    epilog="Examples: workbench fit --workdir runs · workbench fit --check · "
+    "workbench fit --device h100 --config my-model/config.json --out assumed.json"
+)
 @guarded
 def fit(
     workdir: Workdir = DEFAULT_WORKDIR,
     force: Forced = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say in words which term dominates where.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Measure nothing: assume a device card (h100, h200, a100, l40s, l4)."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="With --device: a config.json.")] = None,
+    engine: EngineJson = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --device: where to write the model.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Fit a latency model per variant to the engine's own step log."""
-    run_stages(workdir, settings_of(workdir, force=force), ["fit"], as_json=as_json)
+    """Fit a latency model per variant to the engine's own step log, or assume one."""
+    if device is not None:
+        fit_device(device, config, engine, out, as_json=as_json)
+        return
+    for name, given in (("--config", config), ("--engine", engine), ("--out", out)):
+        if given is not None:
+            raise InputError(f"{name}(={str(given)!r}) needs --device", remedy="Leave it out.")
+    settings = settings_of(workdir, force=force)
+    if not check:
+        run_stages(workdir, settings, ["fit"], as_json=as_json)
+        return
+    pipeline = open_pipeline(workdir, settings)
+    pipeline.run(["fit"], to_stderr=True)
+    check_fitted(pipeline, as_json=as_json)
+    tell_pipeline_doubts(pipeline, "fit")
 
 
-@app.command(epilog="Example: workbench simulate --peak-rps 40 --ttft-p99 0.5")
+@app.command(
+    epilog="Examples: workbench simulate --peak-rps 40 --ttft-p99 0.5 · "
+    "workbench simulate --plan my-plan.json --latency assumed.json"
+)
 @guarded
 def simulate(
     workdir: Workdir = DEFAULT_WORKDIR,
@@ -160,6 +200,9 @@ def simulate(
     tpot_p99: Tpot = None,
     e2e_p99: E2e = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.json; else rules of practice.")] = None,
+    latency: Annotated[
+        Path | None, typer.Option(help="With --plan: a latency model instead of the fitted one.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -167,10 +210,12 @@ def simulate(
     settings = settings_of(
         workdir, peak_rps=peak_rps, ttft_p99_s=ttft_p99, tpot_p99_s=tpot_p99, e2e_p99_s=e2e_p99
     )
-    if plan is None:
-        run_stages(workdir, settings, ["simulate"], as_json=as_json)
+    if plan is not None:
+        _simulate_plan(workdir, settings, plan, latency, as_json=as_json)
+    elif latency is not None:
+        raise InputError(f"--latency(={str(latency)!r}) needs --plan", remedy="Give a plan.json.")
     else:
-        _simulate_plan(workdir, settings, plan, as_json=as_json)
+        run_stages(workdir, settings, ["simulate"], as_json=as_json)
 
 
 @app.command(epilog="Example: workbench tune --trials 100 --ttft-p99 0.3")

@@ -1,6 +1,17 @@
 """Fit: engine steps that were measured -> a LatencyModel, with its error on steps it has not seen."""
 
+from workbench.fit.device import DeviceCard, Efficiency, assume, card_of
+from workbench.fit.explain import check
 from workbench.fit.limits import check_range, fitted_max_num_seqs
 from workbench.fit.model import fit
 
-__all__ = ["check_range", "fit", "fitted_max_num_seqs"]
+__all__ = [
+    "DeviceCard",
+    "Efficiency",
+    "assume",
+    "card_of",
+    "check",
+    "check_range",
+    "fit",
+    "fitted_max_num_seqs",
+]

@@ -25,8 +25,8 @@ def check_range(latency: LatencyModel, engine: EngineArgs, workload: Workload) -
     """Refuse an engine and a workload whose steps would lie far outside what was fitted.
 
     What is compared: max_num_seqs with the most sequences decoding together (1.25 times that is
-    allowed), the longest prefill of one request, and the KV tokens of a full batch of requests of
-    mean length (twice as many are).
+    allowed), the longest prefill of one request, the longest prompt with the longest request, and
+    the KV tokens of a full batch of requests of mean length (twice as many are).
 
     Raises:  ExtrapolationError: names the value and what was seen.
     """
@@ -43,6 +43,12 @@ def check_range(latency: LatencyModel, engine: EngineArgs, workload: Workload) -
         raise ExtrapolationError(
             f"a prefill of {longest} tokens is beyond what {latency.variant} was fitted to:"
             f" at most {seen.prefill_tokens} in one step",
+            remedy=_REMEDY,
+        )
+    if 0 < TOKENS_BEYOND * seen.context_tokens < prompts.longest_tokens:
+        raise ExtrapolationError(
+            f"a prompt of {prompts.longest_tokens} tokens is beyond what {latency.variant} was fitted"
+            f" to: requests of at most {seen.context_tokens}",
             remedy=_REMEDY,
         )
     rng = np.random.default_rng(0)

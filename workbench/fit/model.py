@@ -7,25 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.errors import InputError, MeasurementError
-from serving.values import Estimate
-from simulations.latency import ColdStart, FittedRange, LatencyModel
-from simulations.traffic import Schedule
-from workbench.fit.regression import Fitted, choose
-from workbench.fit.steps import (
-    ATTENTION,
-    BASE,
-    DECODE,
-    KV,
-    PREFILL,
-    SERVER,
-    FloatArray,
-    IntArray,
-    Steps,
-    steps_of,
-)
+from simulations.latency import Coefficients, ColdStart, FittedRange, LatencyModel
+from workbench.fit import regression as r
+from workbench.fit.errors import by_label, heldout
+from workbench.fit.graphs import captured_sizes
+from workbench.fit.noise import residuals
+from workbench.fit.overheads import gap_s, with_requests
+from workbench.fit.shapes import check_shapes, label
+from workbench.fit.steps import DECODE, KV, PREFILL, Steps, steps_of
 from workbench.measure import Measurement
 
-_RESAMPLES = 1000
 _MIN_PER_MODE = 30
 
 
@@ -34,6 +25,7 @@ def fit(
     *,
     holdout: float = 0.25,
     seed: int = 0,
+    draws: int = 30,
     cold_start: ColdStart | None = None,
     overheads_from: LatencyModel | None = None,
     force: bool = False,
@@ -43,68 +35,72 @@ def fit(
     A server's step is the engine's plus a constant (`step_overhead_s`: scheduling, output
     processing, HTTP, and the client where it shares the machine); with offline and server steps
     together the constant is fitted beside the engine's terms, with steps of one kind it is the
-    median gap between them. `request_overhead_s` is what the twin, given the same requests at the
-    lightest load, falls short of the measured TTFT. Relative errors on held-out blocks:
+    median gap between them. What requests cost besides is in `overheads.with_requests`, the scatter
+    in `noise.residuals`. Relative errors on held-out blocks, also by shape and load (`heldout_by`):
 
-        step_median         median over steps of |predicted / measured - 1|
-        block_median        the same for the summed time of some consecutive steps
-        total_time          summed predicted / summed measured - 1, signed, outliers included
-        server_step_median  step_median of server steps, where offline steps were fitted too
+        step_median          median over steps of |predicted / measured - 1|
+        step_mean            the mean of the same: MAPE
+        block_median         the median for the summed time of some consecutive steps
+        total_time           summed predicted / summed measured - 1, signed, outliers included
+        prefill_step_median  step_median of steps with prefill, where there are others
+        server_step_median   step_median of server steps, where offline steps were fitted too
 
-    Args:    measurements: offline and server points of one variant.
+    With async scheduling a prefill is timed with its neighbours, see `steps.Steps`.
+
+    Args:    measurements: offline and server points of one variant, of at least three lengths.
              holdout: share of the steps that is kept from the fit, in blocks of consecutive steps.
+             draws: of the coefficients, by a bootstrap over blocks.
              cold_start: None takes the median measured start of a server (else of an engine).
              overheads_from: another variant's model, whose overheads are taken where no server was
                  measured.
-             force: use measurements that cannot be trusted; the model says so in `doubts`.
+             force: use measurements that cannot be trusted, or lengths that are too much alike; the
+                 model says so in `doubts`.
     Raises:  InputError: nothing to fit, or several variants.
-             MeasurementError: an invalid measurement, too few steps, or an unknown KV cache.
+             MeasurementError: an invalid measurement, too few steps, too few lengths, or an unknown
+                 KV cache.
     """
     _check(measurements, holdout, force=force)
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     steps = steps_of(measurements, holdout, streams[0])
-    mixed = min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE
-    columns = np.ones(6, dtype=bool)
-    columns[SERVER] = mixed
-    fitted = choose(steps.where(~steps.held_out), columns, streams[1])
-    coefficients = fitted.coefficients
+    alike = check_shapes(steps, measurements, force=force)
+    train, unseen = steps.where(~steps.held_out), steps.where(steps.held_out)
+    mixed = bool(min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE)
+    columns = tuple(column != r.SERVER or mixed for column in range(6))
+    fitted = r.choose(train, columns, captured_sizes(measurements), streams[1])
     served = [m for m in measurements if m.mode == "server"]
-    step_overhead_s = coefficients[SERVER] + _gap_s(served or measurements)
     borrowed = overheads_from if not served else None
+    between_s = gap_s(served or measurements)
+    overhead_s = borrowed.step_overhead_s if borrowed else None
+    redrawn = [r.redraw(fitted, train, streams[3]) for _ in range(draws)]
+    labels = [label(m) for m in measurements]
+    replica = (served or measurements)[0].replica
     model = LatencyModel(
         variant=measurements[0].variant.name,
-        floor_s=fitted.floor_s,
-        base_s=coefficients[BASE],
-        per_prefill_token_s=coefficients[PREFILL],
-        per_decode_seq_s=coefficients[DECODE],
-        per_kv_token_s=coefficients[KV],
-        per_prefill_attention_s=coefficients[ATTENTION],
-        step_overhead_s=borrowed.step_overhead_s if borrowed else step_overhead_s,
+        **_coefficients(fitted, between_s, overhead_s).model_dump(),
+        pad_to_tokens=fitted.form.pad_to_tokens,
         request_overhead_s=borrowed.request_overhead_s if borrowed else 0.0,
+        response_overhead_s=borrowed.response_overhead_s if borrowed else 0.0,
+        request_noise_s=borrowed.request_noise_s if borrowed else (),
+        residuals=residuals(unseen.summed(unseen.step_s), fitted.predict(unseen)),
+        draws=tuple(_coefficients(drawn, between_s, overhead_s) for drawn in redrawn),
         kv_blocks=_kv_blocks(served or measurements),
-        block_size_tokens=(served or measurements)[0].replica.block_size_tokens,
+        block_size_tokens=replica.block_size_tokens,
+        engine_version=replica.engine_version,
+        async_scheduling=replica.async_scheduling,
         cold_start=cold_start or _cold_start(measurements),
-        fitted_range=FittedRange(
-            **{
-                name: int(steps.terms[:, column].max())
-                for name, column in (
-                    ("prefill_tokens", PREFILL),
-                    ("decode_seqs", DECODE),
-                    ("kv_tokens", KV),
-                )
-            }
-        ),
-        n_steps=int((~steps.held_out).sum()),
-        heldout_error=_heldout(fitted, steps, streams[2], mixed=bool(mixed)),
+        fitted_range=_range(steps, measurements),
+        n_steps=len(train),
+        shapes=tuple(dict.fromkeys(labels)),
+        heldout_error=heldout(fitted, unseen, streams[2], mixed=mixed),
+        heldout_by=by_label(fitted, unseen, labels, streams[4]),
         source=_source(measurements, borrowed),
         doubts=(
             *(f"{m.name}: {reason}" for m in measurements for reason in m.invalid),
+            *alike,
             *(borrowed.doubts if borrowed else ()),
         ),
     )
-    if not served:
-        return model
-    return model.model_copy(update={"request_overhead_s": _request_overhead_s(served, model)})
+    return with_requests(model, served) if served else model
 
 
 def _check(measurements: Sequence[Measurement], holdout: float, *, force: bool) -> None:
@@ -125,10 +121,36 @@ def _check(measurements: Sequence[Measurement], holdout: float, *, force: bool) 
             )
 
 
-def _gap_s(measurements: Sequence[Measurement]) -> float:
-    """Median time between two steps of a busy engine; 0 where the log counts it to the step."""
-    gaps = np.concatenate([m.steps["gap_s"].dropna().to_numpy() for m in measurements])
-    return max(0.0, float(np.median(gaps))) if len(gaps) else 0.0
+def _coefficients(fitted: r.Fitted, between_s: float, overhead_s: float | None) -> Coefficients:
+    """What was fitted, in the model's names.
+
+    Args:    between_s: from the end of a step to the start of the next, where the log has it.
+             overhead_s: borrowed from another model; None where a server or a gap was measured.
+    """
+    found = fitted.coefficients
+    return Coefficients(
+        base_s=found[r.BASE],
+        per_seq_s=found[r.SEQS],
+        floor_s=fitted.floor_s,
+        per_token_s=found[r.TOKENS],
+        per_kv_token_s=found[r.KV],
+        per_prefill_attention_s=found[r.ATTENTION],
+        step_overhead_s=found[r.SERVER] + between_s if overhead_s is None else overhead_s,
+    )
+
+
+def _range(steps: Steps, measurements: Sequence[Measurement]) -> FittedRange:
+    longest = [
+        int((m.requests["prompt_tokens"] + m.requests["output_tokens"]).max())
+        for m in measurements
+        if len(m.requests)
+    ]
+    return FittedRange(
+        prefill_tokens=int(steps.terms[:, PREFILL].max()),
+        decode_seqs=int(steps.terms[:, DECODE].max()),
+        kv_tokens=int(steps.terms[:, KV].max()),
+        context_tokens=max(longest, default=0),
+    )
 
 
 def _kv_blocks(measurements: Sequence[Measurement]) -> int:
@@ -160,64 +182,6 @@ def _cold_start(measurements: Sequence[Measurement]) -> ColdStart:
         "no measurement says how long a start took (somebody else started the server)",
         remedy="Give cold_start.",
     )
-
-
-def _request_overhead_s(served: Sequence[Measurement], model: LatencyModel) -> float:
-    """What the twin's TTFT lacks at the lightest measured load: the median over requests."""
-    from simulations.engine import simulate_replica
-
-    lightest = min(served, key=lambda m: m.steps["running"].mean() if len(m.steps) else np.inf)
-    sent = lightest.requests.dropna(subset=["sent_s", "first_token_s"])
-    sent = sent.sort_values("sent_s", kind="stable").reset_index(drop=True)
-    schedule = Schedule(
-        sent["sent_s"].to_numpy(dtype=np.float64),
-        sent["prompt_tokens"].to_numpy(dtype=np.int64),
-        np.maximum(sent["output_tokens"].to_numpy(dtype=np.int64), 1),
-    )
-    predicted = simulate_replica(schedule, model, lightest.engine, concurrency=lightest.batch)
-    short_s = (sent["first_token_s"] - sent["sent_s"] - predicted["ttft_s"])[sent["counted"]]
-    return max(0.0, float(np.median(short_s))) if len(short_s) else 0.0
-
-
-def _heldout(
-    fitted: Fitted, steps: Steps, rng: np.random.Generator, *, mixed: bool
-) -> dict[str, Estimate]:
-    """Errors on held-out blocks; intervals by drawing blocks with replacement."""
-    unseen = steps.where(steps.held_out)
-    errors = _errors(fitted.predict(unseen.terms), unseen.step_s, unseen.block, rng)
-    if mixed and unseen.server.any():
-        server = unseen.where(unseen.server)
-        of_server = _errors(fitted.predict(server.terms), server.step_s, server.block, rng)
-        errors["server_step_median"] = of_server["step_median"]
-    return errors
-
-
-def _errors(
-    predicted_s: FloatArray, measured_s: FloatArray, block: IntArray, rng: np.random.Generator
-) -> dict[str, Estimate]:
-    relative = np.abs(predicted_s / measured_s - 1)
-    names, position = np.unique(block, return_inverse=True)
-    predicted, measured = (np.bincount(position, s) for s in (predicted_s, measured_s))
-    rows = [np.flatnonzero(position == i) for i in range(len(names))]
-
-    def of(drawn: IntArray) -> tuple[float, float, float]:
-        steps = np.median(relative[np.concatenate([rows[i] for i in drawn])])
-        blocks = np.median(np.abs(predicted[drawn] / measured[drawn] - 1))
-        return steps, blocks, predicted[drawn].sum() / measured[drawn].sum() - 1
-
-    found = of(np.arange(len(names)))
-    drawn = np.array([of(rng.integers(0, len(names), len(names))) for _ in range(_RESAMPLES)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return {
-        name: Estimate(value=found[i], low=low[i], high=high[i], n=n)
-        for i, (name, n) in enumerate(
-            (
-                ("step_median", len(relative)),
-                ("block_median", len(names)),
-                ("total_time", len(names)),
-            )
-        )
-    }
 
 
 def _source(measurements: Sequence[Measurement], borrowed: LatencyModel | None) -> str:

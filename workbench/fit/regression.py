@@ -1,12 +1,13 @@
-"""Non-negative, relative, robust regression of step times on physical terms.
+"""Non-negative, relative, robust regression of step times on physical terms with a knee.
 
-    minimise  sum w_i (p_i / q_i - y_i / q_i)^2,   p = max(floor, X b),  b >= 0
+    minimise  sum w_i (p_i / q_i - y_i / q_i)^2,   p = X b + c max(knee, tokens),   b, c >= 0
 
 with q the prediction of the round before, so that errors count as shares of a step and large steps
-do not rule. The weights w start as those of least absolute errors (which half of the steps cannot
-spoil) and end as Tukey's bisquare: a step that another process held up for ten times its length has
-no say, while ordinary scatter counts as in least squares. The floor is the median of the steps that
-it explains.
+do not rule. max(floor, c tokens) is c max(knee, tokens) with floor = c knee: for a given knee the
+form is linear, and the knee is found by trying. The weights w start as those of least absolute
+errors (which half of the steps cannot spoil) and end as Tukey's bisquare: a step that another process
+held up for ten times its length has no say, while ordinary scatter counts as in least squares. Steps
+with prefill scatter otherwise than those without, and each kind is judged by its own scatter.
 
 Source:  Lawson and Hanson 1974 (NNLS); Holland and Welsch 1977 (iteratively reweighted, bisquare
          with c = 4.685).
@@ -14,65 +15,194 @@ Source:  Lawson and Hanson 1974 (NNLS); Holland and Welsch 1977 (iteratively rew
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
-from workbench.fit.steps import ATTENTION, BoolArray, FloatArray, IntArray, Steps
+from simulations.latency import padded
+from workbench.fit import steps as terms_of
+from workbench.fit.steps import BoolArray, FloatArray, IntArray, Steps
 
+BASE, SEQS, TOKENS, KV, ATTENTION, SERVER = range(6)
+"""Coefficients: those of `Steps.terms`, with one for tokens of either kind."""
+_TERMS = (
+    terms_of.BASE,
+    terms_of.SEQS,
+    terms_of.PREFILL,
+    terms_of.KV,
+    terms_of.ATTENTION,
+    terms_of.SERVER,
+)
 _LAD_ROUNDS = 15
 _ROUNDS = 40
+_TRIAL_ROUNDS = 10
+_NEARBY_ROUNDS = 8
+_REACHES = (0.3, 0.15, 0.07, 0.03)
 _C = 4.685
-_MIN_FLOOR_SHARE = 0.05
-_FLOOR_STARTS = (0.1, 0.3, 0.6)
+_KNEES = 24
+_LEAST_ABOVE = 10
+"""Steps that are needed above the knee, to know what a token costs."""
 _WORTH = 0.98
+_NOTHING = 1e-6
+"""Errors that are rounding."""
 _FOLDS = 4
 
 
 @dataclass(frozen=True)
+class Form:
+    """Which terms there are: a flag for each coefficient, a knee, sizes that are padded to."""
+
+    columns: tuple[bool, ...] = (True,) * 6
+    knee: bool = False
+    pad_to_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fitted:
-    """Coefficients by column of `Steps.terms`, in seconds."""
+    """Coefficients in seconds, and the tokens of a step up to which reading the weights takes longer."""
 
+    form: Form
     coefficients: FloatArray
-    floor_s: float
+    knee_tokens: float = 0.0
 
-    def predict(self, terms: FloatArray) -> FloatArray:
-        """Seconds of each step. The floor is of the engine; a server's overhead comes on top."""
-        engine = np.maximum(self.floor_s, terms[:, :-1] @ self.coefficients[:-1])
-        return np.asarray(engine + terms[:, -1] * self.coefficients[-1], dtype=np.float64)
+    @property
+    def floor_s(self) -> float:
+        return float(self.coefficients[TOKENS] * self.knee_tokens)
 
-
-def regress(steps: Steps, columns: BoolArray, *, with_floor: bool) -> Fitted:
-    """Fit the chosen columns, from several starts where there is a floor."""
-    if not with_floor:
-        return _descend(steps, columns, 0.0)
-    engine_s = steps.step_s[~steps.server] if (~steps.server).any() else steps.step_s
-    starts = [float(np.quantile(engine_s, q)) for q in _FLOOR_STARTS]
-    found = [_descend(steps, columns, start) for start in starts]
-    return min(found, key=lambda fitted: median_error(fitted, steps))
+    def predict(self, steps: Steps) -> FloatArray:
+        """Seconds of each spell of steps."""
+        return np.asarray(_design(steps, self.form, self.knee_tokens) @ self.coefficients)
 
 
-def choose(steps: Steps, columns: BoolArray, rng: np.random.Generator) -> Fitted:
-    """Fit with or without floor and prefill attention, as cross-validation over blocks decides.
+@dataclass(frozen=True)
+class Rows:
+    """What is the same for every knee: measured time, kind and multiplicity of each spell."""
+
+    took: FloatArray
+    mixed: BoolArray
+    times: FloatArray
+
+
+def regress(steps: Steps, form: Form) -> Fitted:
+    """Fit the terms of a form, the knee by trial."""
+    rows = rows_of(steps)
+    knee = _knee(steps, rows, form) if form.knee else 0.0
+    found = Fitted(form, descend(_design(steps, form, knee), rows, form.columns), knee)
+    return _near(found, steps, rows)
+
+
+def redraw(fitted: Fitted, steps: Steps, rng: np.random.Generator) -> Fitted:
+    """Fit again with weights drawn at random: what the coefficients might as well have been.
+
+    A Bayesian bootstrap (exponential weights, Rubin 1981) over blocks, times a weight for each
+    measurement: so that a slow spell, and a shape that the form does not meet, show as uncertainty.
+    Of steps without either the intervals are too wide, by up to 1.7.
+
+    Begins at what was fitted, whose weights already know the outliers; the knee is tried nearby.
+    """
+    first = steps.starts()
+    drawn = np.ones(len(first))
+    for group in (steps.block[first], steps.point[first]):
+        names, position = np.unique(group, return_inverse=True)
+        drawn *= rng.exponential(size=len(names))[position]
+    return _near(fitted, steps, replace(rows_of(steps), times=drawn))
+
+
+def _near(fitted: Fitted, steps: Steps, rows: Rows) -> Fitted:
+    """The best fit with a knee near that of another fit."""
+    best, best_loss = fitted, np.inf
+    for reach in _REACHES if fitted.knee_tokens > 0 else (0.0,):
+        begun = best
+        for step in (-1, 0, 1):
+            knee = begun.knee_tokens * (1 + reach) ** step
+            design = _design(steps, fitted.form, knee)
+            coefficients = begun.coefficients
+            found = descend(design, rows, fitted.form.columns, coefficients, rounds=_NEARBY_ROUNDS)
+            loss = _loss(design @ found, rows)
+            if loss < best_loss:
+                best, best_loss = Fitted(fitted.form, found, knee), loss
+    return best
+
+
+def choose(
+    steps: Steps,
+    columns: tuple[bool, ...],
+    sizes: tuple[int, ...],
+    rng: np.random.Generator,
+) -> Fitted:
+    """Fit with or without knee, prefill attention and padding, as cross-validation over blocks decides.
 
     A term must lower the error on unseen blocks by 2 % to be kept: one that the data do not
     support would only take a share of what another term explains.
+
+    Args:    columns: which coefficients there may be.
+             sizes: that the engine may round a step's tokens up to; () where it does not.
     """
     folds = _folds(steps.block, rng)
-    without = columns.copy()
-    without[ATTENTION] = False
-    best, best_error = (without, False), _validated(steps, without, folds, with_floor=False)
-    for candidate in ((columns, False), (without, True), (columns, True)):
-        error = _validated(steps, candidate[0], folds, with_floor=candidate[1])
-        if error < _WORTH * best_error:
+    best = Form((*columns[:ATTENTION], False, *columns[ATTENTION + 1 :]))
+    best_error = _validated(steps, best, folds)
+    # The knee once more behind the attention: it may show only beside it.
+    changes: tuple[dict[str, Any], ...] = (
+        {"knee": True},
+        {"columns": columns},
+        {"knee": True},
+        {"pad_to_tokens": sizes},
+    )
+    for change in changes:
+        candidate = replace(best, **change)
+        if candidate == best:
+            continue
+        error = _validated(steps, candidate, folds)
+        if error < _WORTH * best_error - _NOTHING:
             best, best_error = candidate, error
-    return regress(steps, best[0], with_floor=best[1])
+    return regress(steps, best)
 
 
-def median_error(fitted: Fitted, steps: Steps) -> float:
-    """Median absolute relative error."""
-    return float(np.median(np.abs(fitted.predict(steps.terms) / steps.step_s - 1)))
+def condition(steps: Steps) -> float:
+    """Condition number of step, sequences, tokens and KV tokens, as shares of a step's time."""
+    design = _design(steps, Form(), 0.0) / steps.summed(steps.step_s)[:, None]
+    columns = design[:, [BASE, SEQS, TOKENS, KV]]
+    length = np.sqrt((columns**2).sum(axis=0))
+    if not length.all():
+        return float("inf")
+    values = np.linalg.eigvalsh((columns / length).T @ (columns / length))
+    return float(np.sqrt(values[-1] / max(values[0], 1e-18)))
+
+
+def rows_of(steps: Steps) -> Rows:
+    """Each spell once."""
+    mixed = steps.summed(steps.terms[:, terms_of.PREFILL]) > 0
+    took = steps.summed(steps.step_s)
+    return Rows(took, mixed, np.ones(len(took)))
+
+
+def _design(steps: Steps, form: Form, knee: float) -> FloatArray:
+    """(spells, 6): the terms, summed over the steps of each spell."""
+    terms = steps.terms[:, _TERMS].copy()
+    prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
+    terms[:, TOKENS] = np.maximum(knee, padded(prefill, decode, form.pad_to_tokens))
+    return steps.summed(terms)
+
+
+def _knee(steps: Steps, rows: Rows, form: Form) -> float:
+    """The knee with the least absolute error: a coarse search by factors, then a fine one."""
+    tokens = steps.terms[:, terms_of.PREFILL] + steps.terms[:, terms_of.DECODE]
+    tokens = np.sort(tokens[tokens > 0])
+    if len(tokens) <= _LEAST_ABOVE or tokens[-_LEAST_ABOVE] <= tokens[0]:
+        return 0.0
+    low, high = float(tokens[0]), float(tokens[-_LEAST_ABOVE])
+    tried: dict[float, float] = {}
+    for _ in range(3):
+        for knee in np.geomspace(low, high, _KNEES if not tried else _KNEES // 4):
+            design = _design(steps, form, float(knee))
+            found = descend(design, rows, form.columns, rounds=_TRIAL_ROUNDS, robust=False)
+            tried[float(knee)] = _loss(design @ found, rows)
+        names = sorted(tried)
+        at = names.index(min(tried, key=lambda knee: tried[knee]))
+        low, high = names[max(at - 1, 0)], names[min(at + 1, len(names) - 1)]
+    return min(tried, key=lambda knee: tried[knee])
 
 
 def _folds(block: IntArray, rng: np.random.Generator) -> IntArray:
@@ -80,60 +210,79 @@ def _folds(block: IntArray, rng: np.random.Generator) -> IntArray:
     return np.asarray(rng.permutation(len(names))[position] % _FOLDS)
 
 
-def _validated(steps: Steps, columns: BoolArray, folds: IntArray, *, with_floor: bool) -> float:
+def _validated(steps: Steps, form: Form, folds: IntArray) -> float:
     """Mean absolute relative error on each fold by a fit to the others, gross outliers cut off."""
-    errors = []
+    errors, mixed = [], []
     for fold in range(_FOLDS):
         inside = folds != fold
         if inside.all() or not inside.any():
             continue
-        fitted = regress(steps.where(inside), columns, with_floor=with_floor)
         outside = steps.where(~inside)
-        errors.append(np.abs(fitted.predict(outside.terms) / outside.step_s - 1))
-    pooled = np.concatenate(errors)
-    return float(np.minimum(pooled, 3 * np.median(pooled)).mean())
+        rows = rows_of(outside)
+        errors.append(np.abs(regress(steps.where(inside), form).predict(outside) / rows.took - 1))
+        mixed.append(rows.mixed)
+    return cut_mean(np.concatenate(errors), np.concatenate(mixed))
 
 
-def _descend(steps: Steps, columns: BoolArray, floor_s: float) -> Fitted:
-    """Iterate coefficients, floor and weights from one start of the floor (0: none)."""
-    wanted_floor = floor_s > 0
-    terms, took = steps.terms, steps.step_s
-    scale, weights = took, np.ones(len(took))
-    above = terms[:, :-1].sum(axis=1) > np.median(terms[:, :-1].sum(axis=1))
-    above = above if wanted_floor else np.ones(len(took), dtype=bool)
-    fitted = Fitted(np.zeros(terms.shape[1]), floor_s)
-    for turn in range(_ROUNDS):
-        before = fitted
-        coefficients = _solve(
-            terms[above], took[above], weights[above] / scale[above] ** 2, columns
-        )
-        if wanted_floor and (~above).mean() >= _MIN_FLOOR_SHARE:
-            overhead_s = terms[~above, -1] * coefficients[-1]
-            floor_s = max(0.0, float(np.median(took[~above] - overhead_s)))
-        elif wanted_floor:
-            floor_s = 0.0  # too few steps to speak of one
-        fitted = Fitted(coefficients, floor_s)
-        scale = np.maximum(fitted.predict(terms), 1e-9)
-        error = took / scale - 1
-        if turn < _LAD_ROUNDS:
-            weights = 1 / np.maximum(np.abs(error), 1e-4)
-        else:
-            spread = max(1.4826 * float(np.median(np.abs(error))), 1e-6)
-            weights = np.clip(1 - (error / (_C * spread)) ** 2, 0, None) ** 2
-        if wanted_floor:
-            above = terms[:, :-1] @ coefficients[:-1] > floor_s
-            if above.sum() < columns.sum():
-                return _descend(steps, columns, 0.0)
-        if turn > _LAD_ROUNDS and _same(before, fitted):
+def _loss(predicted: FloatArray, rows: Rows) -> float:
+    return cut_mean(np.abs(predicted / rows.took - 1), rows.mixed, rows.times)
+
+
+def cut_mean(errors: FloatArray, mixed: BoolArray, times: FloatArray | None = None) -> float:
+    """The mean, where nothing counts more than three times the median of its kind."""
+    cut = errors.copy()
+    for kind in (mixed, ~mixed):
+        if kind.any():
+            cut[kind] = np.minimum(cut[kind], 3 * np.median(cut[kind]))
+    return float(np.average(cut, weights=times))
+
+
+def descend(
+    design: FloatArray,
+    rows: Rows,
+    columns: tuple[bool, ...],
+    start: FloatArray | None = None,
+    *,
+    rounds: int = _ROUNDS,
+    robust: bool = True,
+) -> FloatArray:
+    """Iterate coefficients and weights, from measured times or from coefficients.
+
+    Args:    robust: end with the bisquare; else least absolute errors throughout.
+    """
+    scale, weights = rows.took, np.ones(len(rows.took))
+    warm = start is not None
+    found = np.zeros(design.shape[1]) if start is None else start
+    for turn in range(rounds):
+        if turn or warm:
+            scale = np.maximum(design @ found, 1e-9)
+            error = rows.took / scale - 1
+            if robust and (warm or turn >= _LAD_ROUNDS):
+                weights = _bisquare(error, rows.mixed)
+            else:
+                weights = 1 / np.maximum(np.abs(error), 1e-3)
+        before, found = found, _solve(design, rows.took, weights * rows.times / scale**2, columns)
+        settled = turn > (0 if warm or not robust else _LAD_ROUNDS)
+        if settled and np.allclose(before, found, rtol=1e-5, atol=0):
             break
-    return fitted
+    return found
+
+
+def _bisquare(error: FloatArray, mixed: BoolArray) -> FloatArray:
+    weights = np.zeros(len(error))
+    for kind in (mixed, ~mixed):
+        if kind.any():
+            spread = max(1.4826 * float(np.median(np.abs(error[kind]))), 1e-6)
+            weights[kind] = np.clip(1 - (error[kind] / (_C * spread)) ** 2, 0, None) ** 2
+    return weights
 
 
 def _solve(
-    terms: FloatArray, took: FloatArray, weights: FloatArray, columns: BoolArray
+    terms: FloatArray, took: FloatArray, weights: FloatArray, columns: tuple[bool, ...]
 ) -> FloatArray:
     """Weighted NNLS of the chosen columns, zero elsewhere. Normalised: the terms differ by 1e6."""
-    joined = np.column_stack([terms[:, columns], took])
+    chosen = np.asarray(columns)
+    joined = np.column_stack([terms[:, chosen], took])
     norm = np.sqrt(weights @ joined**2)
     norm[norm == 0] = 1.0
     joined = joined / norm
@@ -142,12 +291,5 @@ def _solve(
     root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
     solution, _ = nnls(root[:, :-1], root[:, -1])
     found = np.zeros(terms.shape[1])
-    found[columns] = solution * norm[-1] / norm[:-1]
+    found[chosen] = solution * norm[-1] / norm[:-1]
     return found
-
-
-def _same(one: Fitted, other: Fitted) -> bool:
-    return bool(
-        np.allclose(one.coefficients, other.coefficients, rtol=1e-5, atol=0)
-        and np.isclose(one.floor_s, other.floor_s, rtol=1e-5)
-    )

@@ -7,50 +7,77 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from serving.errors import MeasurementError
+from workbench.fit.prefills import contexts
 from workbench.measure import Measurement
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-BASE, PREFILL, DECODE, KV, ATTENTION, SERVER = range(6)
+BASE, SEQS, PREFILL, DECODE, KV, ATTENTION, SERVER = range(7)
 """Columns of `Steps.terms`."""
 MIN_STEPS = 30
-_BLOCK_STEPS = 6
+_BLOCK_SPELLS = 6
 _MAX_BLOCKS = 20
+_LONGEST_SPELL = 12
 
 
 @dataclass(frozen=True)
 class Steps:
     """Measured steps. Rows are in order of time within each measurement.
 
+    With async scheduling the engine hands out the next step before it looks at the result of this
+    one: a prefill that takes long to launch shows up in the time of the step before it. What is known
+    is the time of a spell: a prefill with the step before it and the one behind it. Without, each
+    step is a spell of its own.
+
     Attributes:
-        terms: (n, 6): 1, prefill tokens, decoding sequences, KV tokens that they read, prefill
-            attention, and 1 where a server ran the step.
+        terms: (n, 7): 1, scheduled sequences, prefill tokens, decoding sequences, KV tokens that
+            they read, prefill attention, and 1 where a server ran the step.
         step_s: (n,), its duration.
-        block: (n,), which block of consecutive steps a step belongs to.
+        spell: (n,), which steps are timed together; ascending.
+        block: (n,), which block of consecutive spells a step belongs to.
         held_out: (n,), whether its block is kept from the fit.
+        point: (n,), position of its measurement among those that were given.
     """
 
     terms: FloatArray
     step_s: FloatArray
+    spell: IntArray
     block: IntArray
     held_out: BoolArray
+    point: IntArray
 
     def __len__(self) -> int:
         return len(self.step_s)
 
     def where(self, chosen: BoolArray) -> Steps:
-        """Some of the rows."""
+        """Some of the rows; whole spells."""
         return Steps(
-            self.terms[chosen], self.step_s[chosen], self.block[chosen], self.held_out[chosen]
+            self.terms[chosen],
+            self.step_s[chosen],
+            self.spell[chosen],
+            self.block[chosen],
+            self.held_out[chosen],
+            self.point[chosen],
         )
 
     @property
     def server(self) -> BoolArray:
         return self.terms[:, SERVER] > 0
+
+    def starts(self) -> IntArray:
+        """The first step of each spell."""
+        new = np.ones(len(self), dtype=bool)
+        new[1:] = self.spell[1:] != self.spell[:-1]
+        return np.flatnonzero(new)
+
+    def summed(self, values: FloatArray) -> FloatArray:
+        """(n, ...) values of steps -> their sums over each spell."""
+        return np.asarray(np.add.reduceat(values, self.starts(), axis=0), dtype=np.float64)
 
 
 def steps_of(
@@ -63,35 +90,67 @@ def steps_of(
 
     Raises:  MeasurementError: too few steps.
     """
-    terms, took, blocks, held = [], [], [], []
-    first = 0
-    for measurement in measurements:
+    found: list[Steps] = []
+    spells, blocks = 0, 0
+    for point, measurement in enumerate(measurements):
         table = measurement.steps[measurement.steps["step_s"] > 0].sort_values("t_s", kind="stable")
-        n = len(table)
-        if n == 0:
+        if table.empty:
             continue
-        prefill, requests, decode, kv = (
-            table[name].to_numpy(dtype=np.float64)
-            for name in ("prefill_tokens", "prefill_requests", "decode_seqs", "kv_tokens")
+        terms = _terms(table, measurement)
+        spell = _spells(table, together=measurement.replica.async_scheduling)
+        count = int(spell[-1]) + 1
+        parts = max(1, min(_MAX_BLOCKS, count // _BLOCK_SPELLS))
+        block = spell * parts // count
+        chosen = rng.permutation(parts)[: round(holdout * parts)]
+        found.append(
+            Steps(
+                terms,
+                table["step_s"].to_numpy(dtype=np.float64),
+                spells + spell,
+                blocks + block,
+                np.isin(block, chosen),
+                np.full(len(table), point),
+            )
         )
-        # The log does not say how the tokens were shared: equal shares, nothing cached before.
-        attention = prefill * (prefill / np.maximum(requests, 1) + 1) / 2
-        # In the log a step's own tokens count; what it reads is what was there before it.
-        read = np.maximum(kv - prefill - decode, 0)
-        server = np.full(n, float(measurement.mode == "server"))
-        terms.append(np.column_stack([np.ones(n), prefill, decode, read, attention, server]))
-        took.append(table["step_s"].to_numpy(dtype=np.float64))
-        count = max(1, min(_MAX_BLOCKS, n // _BLOCK_STEPS))
-        block = np.arange(n) * count // n
-        chosen = rng.permutation(count)[: round(holdout * count)]
-        blocks.append(first + block)
-        held.append(np.isin(block, chosen))
-        first += count
-    if sum(map(len, took)) < MIN_STEPS:
+        spells, blocks = spells + count, blocks + parts
+    total = sum(map(len, found))
+    if total < MIN_STEPS:
         raise MeasurementError(
-            f"{sum(map(len, took))} engine steps are too few to fit (at least {MIN_STEPS})",
+            f"{total} engine steps are too few to fit (at least {MIN_STEPS})",
             remedy="Measure for longer, with an engine that logs its steps.",
         )
     return Steps(
-        np.concatenate(terms), np.concatenate(took), np.concatenate(blocks), np.concatenate(held)
+        *(
+            np.concatenate([getattr(steps, name) for steps in found])
+            for name in ("terms", "step_s", "spell", "block", "held_out", "point")
+        )
     )
+
+
+def _terms(table: pd.DataFrame, measurement: Measurement) -> FloatArray:
+    prefill, requests, decode, kv = (
+        table[name].to_numpy(dtype=np.float64)
+        for name in ("prefill_tokens", "prefill_requests", "decode_seqs", "kv_tokens")
+    )
+    attention, half_done = contexts(table, measurement.requests)
+    # In the log a step's own tokens count; what decodes read is what was there before it.
+    read = np.maximum(kv - prefill - decode - half_done, 0)
+    server = np.full(len(table), float(measurement.mode == "server"))
+    one = np.ones(len(table))
+    return np.column_stack([one, decode + requests, prefill, decode, read, attention, server])
+
+
+def _spells(table: pd.DataFrame, *, together: bool) -> IntArray:
+    """Numbers of the spells; see `Steps`."""
+    n = len(table)
+    if not together:
+        return np.arange(n)
+    prefill = table["prefill_tokens"].to_numpy() > 0
+    idle_before = table["gap_s"].isna().to_numpy()
+    spell = np.zeros(n, dtype=np.int64)
+    length = 1
+    for i in range(1, n):
+        joined = (prefill[i] or prefill[i - 1]) and not idle_before[i] and length < _LONGEST_SPELL
+        length = length + 1 if joined else 1
+        spell[i] = spell[i - 1] + (not joined)
+    return spell

@@ -24,8 +24,9 @@ class StepTime:
     """Seconds of a step, the terms of `LatencyModel`."""
 
     base_s: float = 4e-3
-    per_prefill_token_s: float = 2e-5
-    per_decode_seq_s: float = 1e-4
+    per_seq_s: float = 8e-5
+    floor_s: float = 0.0
+    per_token_s: float = 2e-5
     per_kv_token_s: float = 1e-7
     noise: float = 0.02
     """Standard deviation of the logarithm."""
@@ -140,11 +141,12 @@ class FakeEngine:
         prefill_tokens = sum(tokens for _, tokens in prefill)
         kv_tokens = sum(s.cached_tokens for s in self._running)
         time = self.step_time
+        tokens = prefill_tokens + len(decoding)
         self._now_s += float(
             time.base_s
-            + time.per_prefill_token_s * prefill_tokens
-            + time.per_decode_seq_s * len(decoding)
-            + time.per_kv_token_s * (kv_tokens - prefill_tokens)
+            + time.per_seq_s * (len(decoding) + len(prefill))
+            + max(time.floor_s, time.per_token_s * tokens)
+            + time.per_kv_token_s * (kv_tokens - tokens)
         ) * float(np.exp(self._rng.normal(0.0, time.noise)))
         produced = []
         for sequence in [*decoding, *(s for s, _ in prefill if s.prompt_left == 0)]:

@@ -43,6 +43,8 @@ class ModelCost(Value):
     """Of the layers' matrices."""
     head_params: int = Field(gt=0)
     """Of the output head, which is applied where a token is sampled."""
+    embedding_bytes: int = Field(0, ge=0)
+    """Of an embedding table that is not the head too: held, and not read as a whole."""
     attention_flops_per_pair: int = Field(gt=0)
     """Per query and key: 2 for the score and 2 for the sum, of each head's width, in each layer."""
     kv_bytes_per_token: int = Field(gt=0)
@@ -62,6 +64,11 @@ class ModelCost(Value):
         """Of the output head."""
         return 2 * self.head_params
 
+    @property
+    def stored_bytes(self) -> int:
+        """All weights in the memory of the device."""
+        return self.weight_bytes + self.embedding_bytes
+
     @classmethod
     def of(cls, variant: Variant, engine_args: EngineArgs) -> Self | None:
         """The cost of a variant as these arguments serve it; None where it cannot be told.
@@ -75,6 +82,16 @@ class ModelCost(Value):
         if folder is None:
             return None
         config = json.loads((folder / "config.json").read_text())
+        return cls.of_config(config, engine_args, folder)
+
+    @classmethod
+    def of_config(
+        cls, config: Mapping[str, Any], engine_args: EngineArgs, folder: Path | None = None
+    ) -> Self | None:
+        """The cost by a config.json; None where it cannot be told, as in `of`.
+
+        Args:    folder: where safetensors files may lie; None takes all from the configuration.
+        """
         shape = _Shape.of(config)
         if shape is None:
             return None
@@ -87,12 +104,13 @@ class ModelCost(Value):
             return None
         bits, compute_dtype = scheme
         width = _BITS[dtype] // 8
-        stored = _stored_bytes(folder, width, tied=shape.tied)
+        stored = _stored_bytes(folder, width, tied=shape.tied) if folder else 0
         computed = shape.linear_params * bits / 8 + (shape.head_params + shape.norm_params) * width
         return cls(
             weight_bytes=stored or round(computed),
             linear_params=shape.linear_params,
             head_params=shape.head_params,
+            embedding_bytes=0 if shape.tied else shape.head_params * width,
             attention_flops_per_pair=4 * shape.layers * shape.heads * shape.head_dim,
             kv_bytes_per_token=2
             * shape.layers

@@ -22,6 +22,8 @@ from workbench.measure.points import (
 )
 from workbench.measure.prompts import requests_for
 
+_SHAPES_BATCH = 8
+
 
 def sweep_batches(
     variants: Sequence[Variant],
@@ -30,6 +32,7 @@ def sweep_batches(
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
     prompt_tokens: int = 64,
     output_tokens: int = 64,
+    shapes: Sequence[tuple[int, int]] = (),
     repeats: int = 2,
     folder: Path,
     seed: int = 0,
@@ -40,8 +43,12 @@ def sweep_batches(
 
     Variants get the same prompts. Repeats are interleaved over the batch sizes, so that a slow spell
     of the machine does not fall on one batch size alone.
+
+    Args:    shapes: other lengths of prompt and answer, measured once each at a batch of at most 8: a
+                 fit needs several.
     """
     found: list[Measurement] = []
+    small = min(_SHAPES_BATCH, max(batches))
     for i, variant in enumerate(variants):
         points = [
             Point(
@@ -53,6 +60,16 @@ def sweep_batches(
             )
             for repeat in range(repeats)
             for batch in batches
+        ]
+        points += [
+            Point(
+                f"{variant.name}-{prompt}x{output}-batch{small}",
+                variant,
+                batch_load(small, prompt, output, seed),
+                "offline",
+                engine_args,
+            )
+            for prompt, output in shapes
         ]
         progress = part(on_progress, i / len(variants), (i + 1) / len(variants))
         found += _sweep(points, start, folder, progress)

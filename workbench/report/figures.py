@@ -12,7 +12,7 @@ import pandas as pd
 from serving.errors import MeasurementError
 from serving.plan import Slo, Variant
 from simulations.latency import LatencyModel
-from workbench.fit.steps import ATTENTION, DECODE, KV, PREFILL, steps_of
+from workbench.fit.steps import ATTENTION, DECODE, KV, PREFILL, SEQS, steps_of
 from workbench.measure.measurement import frame
 from workbench.report import theme
 
@@ -211,6 +211,8 @@ def latency_by_rate(
 def busy_steps(measurements: Sequence[Measurement], model: LatencyModel) -> pd.DataFrame:
     """Steps of the model's variant that held work, with the time that the model gives each.
 
+    Steps that can only be timed together (see `fit.steps.Steps`) are one row, their mean.
+
     Returns: columns step_s, predicted_s, decode_seqs, server (a server ran it), kind ('decode only'
              or 'with prefill'); no rows where too few steps were logged.
     """
@@ -220,17 +222,27 @@ def busy_steps(measurements: Sequence[Measurement], model: LatencyModel) -> pd.D
         steps = steps_of(own, 0.0, np.random.default_rng(0))
     except MeasurementError:
         return pd.DataFrame(columns=columns)
-    prefill, decode, read, attention = (
-        steps.terms[:, column] for column in (PREFILL, DECODE, KV, ATTENTION)
+    prefill, decode, read, attention, seqs = (
+        steps.terms[:, column] for column in (PREFILL, DECODE, KV, ATTENTION, SEQS)
     )
     gaps = [m.steps["gap_s"] for m in own if m.mode == "server"]
     # Of the overhead between two steps of a server, the log counts the rest into the step itself.
     outside_s = pd.concat(gaps).median() if gaps else 0.0
     inside_s = model.step_overhead_s - (0.0 if math.isnan(outside_s) else max(0.0, outside_s))
-    predicted = model.step_time_s(prefill, decode, read, attention) + inside_s * steps.server
-    kind = np.where(prefill > 0, "with prefill", "decode only")
-    table = dict(zip(columns, (steps.step_s, predicted, decode, steps.server, kind), strict=True))
-    return pd.DataFrame(table)[prefill + decode > 0]
+    predicted = model.step_time_s(prefill, decode, read, attention, seqs - decode)
+    predicted += inside_s * steps.server
+    first = steps.starts()
+    count = steps.summed(np.ones(len(steps)))
+    kind = np.where(steps.summed(prefill) > 0, "with prefill", "decode only")
+    values = (
+        steps.summed(steps.step_s) / count,
+        steps.summed(predicted) / count,
+        decode[first],
+        steps.server[first],
+        kind,
+    )
+    table = pd.DataFrame(dict(zip(columns, values, strict=True)))
+    return table[steps.summed(prefill + decode) > 0]
 
 
 def predicted_steps(measurements: Sequence[Measurement], model: LatencyModel) -> go.Figure:

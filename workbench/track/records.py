@@ -8,6 +8,7 @@ curve, with that axis as the metric's step. A slash in a metric's name makes a s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from serving.plan import Plan, Variant
-from simulations.latency import LatencyModel
+from serving.values import Estimate
+from simulations.latency import Coefficients, LatencyModel
 from simulations.traffic import Fixed, LogNormal, Workload
 from workbench.report import theme
 from workbench.track.origin import on_which
@@ -140,17 +142,24 @@ def of_sweeps(measurements: Sequence[Measurement]) -> Iterator[Record]:
 
 
 def of_latency_model(model: LatencyModel) -> Record:
-    """Coefficients, cold start and held-out errors."""
+    """Coefficients and their spread, cold start and held-out errors, also by shape and load."""
     values = model.model_dump()
     return Record(
         "fit",
         model.variant,
-        params={"variant": model.variant, **flat(values["fitted_range"], "fitted_range.")},
+        params={
+            "variant": model.variant,
+            "assumed": str(model.assumed),
+            "shapes": cut(", ".join(model.shapes)),
+            **flat(values["fitted_range"], "fitted_range."),
+        },
         metrics={
-            **{name: value for name, value in values.items() if name.endswith("_s")},
+            **{n: v for n, v in values.items() if n.endswith("_s") and isinstance(v, float)},
+            **_spread(model.draws),
             "n_steps": model.n_steps,
             "cold_start_s": model.cold_start.total_s,
             **numbers(model.heldout_error, "heldout_error."),
+            **numbers(_named(model.heldout_by), "heldout_by."),
         },
         tags={
             "source": model.source,
@@ -159,6 +168,19 @@ def of_latency_model(model: LatencyModel) -> Record:
         },
         texts={"latency_model.json": model.model_dump_json(indent=2)},
     )
+
+
+def _spread(draws: Sequence[Coefficients]) -> dict[str, float]:
+    """Standard deviation of each coefficient over its draws."""
+    if len(draws) < 2:
+        return {}
+    table = pd.DataFrame([draw.model_dump() for draw in draws])
+    return {f"spread.{name}": float(value) for name, value in table.std().items()}
+
+
+def _named(by_shape: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Shapes as MLflow may call a metric: 64-64 x8."""
+    return {re.sub(r"[^\w. -]", "-", name): error for name, error in by_shape.items()}
 
 
 def of_tuning(tuning: Tuning) -> Iterator[Record]:

@@ -48,8 +48,9 @@ def prediction() -> Prediction:
     latency = LatencyModel(
         variant="bf16",
         base_s=step.base_s,
-        per_prefill_token_s=step.per_prefill_token_s,
-        per_decode_seq_s=step.per_decode_seq_s,
+        per_seq_s=step.per_seq_s,
+        floor_s=step.floor_s,
+        per_token_s=step.per_token_s,
         per_kv_token_s=step.per_kv_token_s,
         kv_blocks=fake().replica.kv_blocks,
         block_size_tokens=fake().replica.block_size_tokens,

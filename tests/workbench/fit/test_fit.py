@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,110 +12,12 @@ from hypothesis import strategies as st
 
 from serving.errors import ExtrapolationError, InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
-from simulations.engine import simulate_replica
-from simulations.latency import ColdStart, FittedRange, LatencyModel
-from simulations.traffic import ClosedLoop, Fixed, LogNormal, Poisson, Schedule, Workload
+from simulations.latency import ColdStart, FittedRange
+from simulations.traffic import ClosedLoop, Fixed, Workload
 from workbench.fit import check_range, fit, fitted_max_num_seqs
-from workbench.measure import Environment, FakeEngine, Measurement, ReplicaInfo, measure
-from workbench.measure.fake import StepTime
-from workbench.model import shipped_checkpoint
+from workbench.measure import ReplicaInfo
 
-ENGINE = EngineArgs(max_model_len=1024, max_num_seqs=32, max_num_batched_tokens=2048)
-TRUE = {
-    "base_s": 2.4e-3,
-    "per_prefill_token_s": 2.5e-5,
-    "per_decode_seq_s": 6e-5,
-    "per_kv_token_s": 2e-7,
-}
-
-
-def steps(
-    n: int,
-    seed: int,
-    *,
-    noise: float = 0.03,
-    outliers: float = 0.02,
-    floor_s: float = 0.0,
-    attention_s: float = 0.0,
-    gap_s: float = 0.0,
-) -> pd.DataFrame:
-    """Steps of a busy server: now and then a prefill of one or two requests."""
-    rng = np.random.default_rng(seed)
-    decode = rng.integers(1, 33, n)
-    kv = decode * rng.integers(20, 400, n)
-    requests = rng.choice([0, 0, 0, 1, 2], n)
-    prefill = requests * rng.integers(16, 300, n)
-    attention = prefill * (prefill / np.maximum(requests, 1) + 1) / 2
-    exact = np.maximum(
-        floor_s,
-        TRUE["base_s"]
-        + TRUE["per_prefill_token_s"] * prefill
-        + TRUE["per_decode_seq_s"] * decode
-        + TRUE["per_kv_token_s"] * kv
-        + attention_s * attention,
-    )
-    took = exact * np.exp(rng.normal(0, noise, n))
-    took = np.where(rng.random(n) < outliers, took * rng.uniform(10, 100, n), took)
-    return pd.DataFrame(
-        {
-            "t_s": np.cumsum(took + gap_s),
-            "step_s": took,
-            "gap_s": gap_s,
-            "prefill_requests": requests,
-            "prefill_tokens": prefill,
-            "decode_seqs": decode,
-            "kv_tokens": kv + prefill + decode,
-            "running": decode + requests,
-            "waiting": 0,
-        }
-    )
-
-
-def measurement(table: pd.DataFrame, **changes: Any) -> Measurement:
-    fields: dict[str, Any] = {
-        "name": "made-up",
-        "mode": "offline",
-        "variant": Variant(name="bf16", model="somewhere"),
-        "engine": ENGINE,
-        "workload": Workload(
-            arrivals=ClosedLoop(concurrency=8, requests=8),
-            prompt_tokens=Fixed(tokens=64),
-            output_tokens=Fixed(tokens=64),
-        ),
-        "requests": pd.DataFrame(),
-        "steps": table,
-        "replica": ReplicaInfo(
-            engine_version="0", kv_blocks=4096, block_size_tokens=16, start_s=30.0
-        ),
-        "environment": Environment(
-            hardware="none",
-            gpu_count=0,
-            cpu_count=1,
-            memory_gib=1.0,
-            python="3",
-            started_at="2026-01-01T00:00:00+00:00",
-        ),
-    }
-    return Measurement(**(fields | changes))
-
-
-def faked(workload: Workload, mode: Any, folder: Path, seed: int = 0) -> Measurement:
-    variant = Variant(name="bf16", model=str(shipped_checkpoint()))
-    with FakeEngine(variant, ENGINE, seed=seed) as engine:
-        return measure(
-            variant, workload, engine_args=ENGINE, mode=mode, folder=folder, engine=engine
-        )
-
-
-def poisson(rate_rps: float, seed: int = 0) -> Workload:
-    return Workload(
-        arrivals=Poisson(rate_rps=rate_rps),
-        prompt_tokens=LogNormal(median_tokens=60, mean_tokens=90, min_tokens=4, max_tokens=400),
-        output_tokens=LogNormal(median_tokens=40, mean_tokens=60, min_tokens=2, max_tokens=300),
-        duration_s=60,
-        seed=seed,
-    )
-
+from .made import ENGINE, TRUE, environment, latency_model, measurement, poisson, steps
 
 # -- recovery ------------------------------------------------------------------------------------
 
@@ -126,8 +27,7 @@ def test_known_coefficients_are_recovered_in_spite_of_outliers(outliers: float) 
     model = fit([measurement(steps(4000, 1, outliers=outliers))])
     for name, true in TRUE.items():
         assert getattr(model, name) == pytest.approx(true, rel=0.05), name
-    # Small beside the shortest step: what the data do not hold is not found.
-    assert model.floor_s < 1.5 * TRUE["base_s"]
+    assert model.floor_s == 0, "what the data do not hold is not found"
     assert model.step_overhead_s == 0
     # The scatter itself: the median of |N(0, 3 %)| is 2 %.
     error = model.heldout_error["step_median"]
@@ -142,11 +42,56 @@ def test_without_noise_the_fit_is_exact() -> None:
     assert abs(model.heldout_error["total_time"].value) < 1e-6
 
 
-def test_a_floor_is_found_where_there_is_one() -> None:
-    table = steps(4000, 3, floor_s=4.5e-3)
-    model = fit([measurement(table)])
-    assert model.floor_s == pytest.approx(4.5e-3, rel=0.02)
-    assert model.per_kv_token_s == pytest.approx(TRUE["per_kv_token_s"], rel=0.1)
+@pytest.mark.parametrize("knee_tokens", [40, 200])
+def test_the_knee_is_found_where_there_is_one(knee_tokens: int) -> None:
+    floor_s = knee_tokens * TRUE["per_token_s"]
+    model = fit([measurement(steps(4000, 3, floor_s=floor_s))])
+    assert model.floor_s / model.per_token_s == pytest.approx(knee_tokens, rel=0.15)
+    assert model.base_s + model.floor_s == pytest.approx(TRUE["base_s"] + floor_s, rel=0.02)
+    for name in ("per_seq_s", "per_token_s", "per_kv_token_s"):
+        assert getattr(model, name) == pytest.approx(TRUE[name], rel=0.1), name
+
+
+def test_padding_is_found_where_the_engine_pads_and_only_there() -> None:
+    sizes = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+    engine = ENGINE.model_copy(update={"max_num_seqs": 32})
+    on_gpu = environment().model_copy(update={"gpu_count": 1})
+    padded = steps(6000, 4, noise=0.005, pad_to_tokens=sizes).assign(step_s=_dear_tokens(sizes))
+    found = fit([measurement(padded, engine=engine, environment=on_gpu)])
+    assert found.pad_to_tokens == sizes
+    assert fit([measurement(padded, engine=engine)]).pad_to_tokens == (), "a CPU does not pad"
+    even = steps(6000, 4, noise=0.005).assign(step_s=_dear_tokens(()))
+    assert fit([measurement(even, engine=engine, environment=on_gpu)]).pad_to_tokens == ()
+
+
+def _dear_tokens(sizes: tuple[int, ...]) -> Any:
+    """Durations of `steps(6000, 4)` where a token costs as much as on a small device."""
+    table = steps(6000, 4, noise=0.0, outliers=0.0)
+    model = latency_model(per_token_s=4e-4, pad_to_tokens=sizes)
+    read = table["kv_tokens"] - table["prefill_tokens"] - table["decode_seqs"]
+    exact = model.step_time_s(
+        table["prefill_tokens"], table["decode_seqs"], read, 0.0, table["prefill_requests"]
+    )
+    return exact * np.exp(np.random.default_rng(9).normal(0, 0.005, len(exact)))
+
+
+def test_with_async_scheduling_a_prefill_is_timed_with_its_neighbours() -> None:
+    """The engine waits with the result of a step while it launches the prefill behind it."""
+    table = steps(4000, 3, outliers=0.0)
+    took = table["step_s"].to_numpy().copy()
+    begins = np.flatnonzero(table["prefill_tokens"].to_numpy()[1:] > 0) + 1
+    late_s = 0.8 * took[begins]
+    took[begins] -= late_s
+    took[begins - 1] += late_s
+    shifted = table.assign(step_s=took)
+    replica = ReplicaInfo(
+        engine_version="0", kv_blocks=4096, block_size_tokens=16, start_s=30, async_scheduling=True
+    )
+    model = fit([measurement(shifted, replica=replica)])
+    for name, true in TRUE.items():
+        assert getattr(model, name) == pytest.approx(true, rel=0.1), name
+    wrong = fit([measurement(shifted)])
+    assert wrong.per_token_s < 0.8 * TRUE["per_token_s"]
 
 
 def test_prefill_attention_is_found_where_it_matters() -> None:
@@ -155,56 +100,57 @@ def test_prefill_attention_is_found_where_it_matters() -> None:
     assert fit([measurement(steps(4000, 4))]).per_prefill_attention_s == 0
 
 
-def test_a_server_on_top_of_offline_steps_gives_its_overhead() -> None:
-    on_server = steps(2000, 6).assign(step_s=lambda t: t["step_s"] + 7e-4)
-    requests = _answered(np.arange(40.0), ttft_s=0.05)
-    model = fit(
-        [
-            measurement(steps(2000, 5)),
-            measurement(on_server, mode="server", requests=requests, workload=poisson(1.0)),
-        ]
+# -- scatter and uncertainty -------------------------------------------------------------------
+
+
+def test_residuals_are_what_was_measured_and_not_a_law() -> None:
+    table = steps(8000, 21, noise=0.0, outliers=0.0)
+    skewed = np.random.default_rng(2).exponential(0.1, len(table))
+    model = fit([measurement(table.assign(step_s=table["step_s"] * (0.95 + skewed)))])
+    found = np.array(model.residuals)
+    assert len(found) == 200
+    assert (np.diff(found) >= 0).all()
+    # Of 0.95 + Exp(0.1): the mean and the third quartile stand in this proportion.
+    expected = (0.95 + 0.1) / (0.95 + 0.1 * np.log(4))
+    assert found.mean() / np.quantile(found, 0.75) == pytest.approx(expected, rel=0.01)
+    lower, upper = np.median(found) - found[2], found[-3] - np.median(found)
+    assert upper > 2 * lower, "it keeps the tail on its side"
+
+
+def test_draws_cover_the_truth_and_are_no_wider_than_they_need() -> None:
+    inside = []
+    for seed in range(8):
+        parts = [measurement(steps(300, 100 + 7 * seed + i, outliers=0.0)) for i in range(6)]
+        model = fit(parts, seed=seed, draws=30)
+        assert len(model.draws) == 30
+        for name, true in TRUE.items():
+            drawn = np.array([getattr(draw, name) for draw in model.draws])
+            low, high = np.quantile(drawn, [0.05, 0.95])
+            inside.append(low <= true <= high)
+            assert drawn.std() < 0.2 * true, name
+    assert np.mean(inside) >= 0.8
+
+
+def test_a_draw_is_a_model_of_its_own() -> None:
+    model = fit([measurement(steps(600, 22))], draws=3)
+    one = model.draw(1)
+    assert one.base_s == model.draws[1].base_s
+    assert one.per_kv_token_s == model.draws[1].per_kv_token_s
+    assert (one.draws, one.kv_blocks, one.residuals) == ((), model.kv_blocks, model.residuals)
+    with pytest.raises(InputError, match=r"i\(=3\)"):
+        model.draw(3)
+
+
+def test_errors_are_told_by_shape_and_load() -> None:
+    slow = steps(600, 23).assign(step_s=lambda t: 1.5 * t["step_s"])
+    heavy = Workload(
+        arrivals=ClosedLoop(concurrency=16, requests=32),
+        prompt_tokens=Fixed(tokens=400),
+        output_tokens=Fixed(tokens=16),
     )
-    assert model.step_overhead_s == pytest.approx(7e-4, rel=0.1)
-    assert model.base_s == pytest.approx(TRUE["base_s"], rel=0.05)
-    assert "server_step_median" in model.heldout_error
-
-
-def test_gaps_between_steps_are_the_step_overhead() -> None:
-    assert fit([measurement(steps(600, 7, gap_s=3e-4))]).step_overhead_s == pytest.approx(3e-4)
-
-
-def _answered(sent_s: Any, ttft_s: float) -> pd.DataFrame:
-    sent = np.asarray(sent_s, dtype=float)
-    return pd.DataFrame(
-        {
-            "sent_s": sent,
-            "first_token_s": sent + ttft_s,
-            "end_s": sent + ttft_s + 0.1,
-            "prompt_tokens": 100,
-            "output_tokens": 10,
-            "counted": True,
-        }
-    )
-
-
-def test_request_overhead_is_what_the_twin_lacks_at_the_lightest_load() -> None:
-    light = measurement(
-        steps(600, 8).assign(running=1),
-        name="light",
-        mode="server",
-        requests=_answered(np.arange(40.0), ttft_s=0.05),
-        workload=poisson(1.0),
-    )
-    heavy = measurement(
-        steps(600, 9).assign(running=30),
-        name="heavy",
-        mode="server",
-        requests=_answered(np.arange(40.0), ttft_s=5.0),
-        workload=poisson(9.0),
-    )
-    model = fit([light, heavy])
-    alone_s = float(model.step_time_s(100, 0, 0)) + model.step_overhead_s
-    assert model.request_overhead_s == pytest.approx(0.05 - alone_s, rel=1e-3)
+    model = fit([measurement(steps(3000, 24)), measurement(slow, workload=heavy)])
+    assert model.shapes[1] == "400/16 x16"
+    assert model.heldout_by["400/16 x16"].value > 5 * model.heldout_by[model.shapes[0]].value
 
 
 # -- honesty -------------------------------------------------------------------------------------
@@ -237,7 +183,7 @@ def test_the_same_seed_gives_the_same_model_and_no_input_is_changed() -> None:
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), noise=st.floats(0.0, 0.5), outliers=st.floats(0.0, 0.3))
 def test_more_work_never_takes_less_time(seed: int, noise: float, outliers: float) -> None:
-    model = fit([measurement(steps(200, seed, noise=noise, outliers=outliers))])
+    model = fit([measurement(steps(200, seed, noise=noise, outliers=outliers))], draws=0)
     one = np.array([100, 8, 800, 5000])
     for i in range(4):
         more = one.copy()
@@ -246,64 +192,7 @@ def test_more_work_never_takes_less_time(seed: int, noise: float, outliers: floa
     assert model.step_time_s(*one) > 0
 
 
-def test_the_twin_on_a_fitted_fake_gives_the_fakes_own_latencies(tmp_path: Path) -> None:
-    sweep = [
-        faked(
-            Workload(
-                arrivals=ClosedLoop(concurrency=batch, requests=2 * batch),
-                prompt_tokens=Fixed(tokens=64),
-                output_tokens=Fixed(tokens=64),
-            ),
-            "offline",
-            tmp_path,
-            seed=batch,
-        )
-        for batch in (1, 4, 16, 32)
-    ]
-    model = fit([*sweep, faked(poisson(4.0), "server", tmp_path)])
-    assert model.base_s == pytest.approx(StepTime().base_s, rel=0.03)
-    assert model.step_overhead_s < 0.02 * StepTime().base_s
-    assert model.request_overhead_s < 1e-3
-    assert model.cold_start.start_s == 30
-    unseen = faked(poisson(14.0, seed=5), "server", tmp_path, seed=9)
-    seen = unseen.latencies()
-    schedule = Schedule(
-        seen["sent_s"].to_numpy(),
-        seen["prompt_tokens"].to_numpy(),
-        seen["output_tokens"].to_numpy(),
-    )
-    predicted = simulate_replica(schedule, model, ENGINE)
-    for column, tolerance in (("ttft_s", 0.05), ("tpot_s", 0.03), ("e2e_s", 0.03)):
-        for q in (0.5, 0.99):
-            assert predicted[column].quantile(q) == pytest.approx(
-                seen[column].quantile(q), rel=tolerance
-            ), (column, q)
-
-
 # -- what is borrowed, and what is refused -------------------------------------------------------
-
-
-def test_overheads_may_be_borrowed_where_no_server_was_measured() -> None:
-    other = _model(variant="int8", step_overhead_s=5e-4, request_overhead_s=4e-3)
-    alone = fit([measurement(steps(300, 13))])
-    borrowed = fit([measurement(steps(300, 13))], overheads_from=other)
-    assert (alone.request_overhead_s, borrowed.request_overhead_s) == (0, 4e-3)
-    assert borrowed.step_overhead_s == 5e-4
-    assert "borrowed from int8" in borrowed.source
-    assert "not measured" in alone.source
-
-
-def _model(**changes: Any) -> LatencyModel:
-    fields: dict[str, Any] = {
-        "variant": "bf16",
-        **TRUE,
-        "kv_blocks": 4096,
-        "cold_start": ColdStart(start_s=30, source="assumed"),
-        "fitted_range": FittedRange(prefill_tokens=1000, decode_seqs=32, kv_tokens=10_000),
-        "n_steps": 100,
-        "source": "made up",
-    }
-    return LatencyModel(**(fields | changes))
 
 
 def test_the_cold_start_is_measured_unless_given() -> None:
@@ -365,7 +254,7 @@ def test_extrapolation_is_refused(
     engine: dict[str, int], seen: dict[str, int], complaint: str | None
 ) -> None:
     largest = {"prefill_tokens": 1000, "decode_seqs": 32, "kv_tokens": 10_000} | seen
-    model = _model(fitted_range=FittedRange(**largest))
+    model = latency_model(fitted_range=FittedRange(**largest))
     args = EngineArgs.model_validate(ENGINE.model_dump() | engine)
     if complaint is None:
         check_range(model, args, poisson(1.0))

@@ -32,8 +32,8 @@ def start(variant: Variant, engine_args: EngineArgs, folder: Path) -> FakeEngine
     factor = 0.8 if variant.name == "fast" else 1.0
     time = StepTime(
         base_s=4e-3 * factor,
-        per_prefill_token_s=2e-5 * factor,
-        per_decode_seq_s=1e-4 * factor,
+        per_token_s=2e-5 * factor,
+        per_seq_s=8e-5 * factor,
         per_kv_token_s=1e-7 * factor,
         noise=0.05,
     )
@@ -56,7 +56,8 @@ def test_the_ratio_is_the_one_that_was_built_in(arms: tuple[Arm, Arm], tmp_path:
     assert rows.loc["tpot_p50_s", "verdict"] == "b is lower"
     assert rows.loc["output_tokens_per_s", "verdict"] == "b is higher"
     assert found.narrow_enough
-    assert found.rows["repeats"].unique().tolist() == [6]
+    [repeats] = found.rows["repeats"].unique()
+    assert 6 <= repeats <= 8
 
 
 def test_both_arms_get_the_same_prompts_and_arrivals(arms: tuple[Arm, Arm], tmp_path: Path) -> None:

@@ -136,6 +136,23 @@ def test_variants_get_the_same_prompts_and_repeats_others(tmp_path: Path) -> Non
     assert len(set(measured)) == len(measured)
 
 
+def test_other_lengths_are_measured_once_on_the_same_engine(
+    variant: Variant, tmp_path: Path
+) -> None:
+    start = Starts()
+    points = sweep_batches(
+        [variant],
+        engine_args=ENGINE,
+        batches=(1, 4),
+        shapes=((24, 4), (4, 24)),
+        folder=tmp_path,
+        start=start,
+    )
+    assert [point.name for point in points[4:]] == ["toy-24x4-batch4", "toy-4x24-batch4"]
+    assert {p.requests["output_tokens"].iloc[0] for p in points[4:]} == {4, 24}
+    assert len(start.engines) == 1
+
+
 def test_more_concurrency_gives_more_tokens(variant: Variant, tmp_path: Path) -> None:
     points = sweep_batches(
         [variant], engine_args=ENGINE, batches=(1, 2, 4, 8), folder=tmp_path, start=Starts()

@@ -74,6 +74,7 @@ def test_a_model_of_one_layer_by_hand(tmp_path: Path) -> None:
         weight_bytes=2 * (576 + 256 + 24),
         linear_params=576,
         head_params=256,
+        embedding_bytes=2 * 256,
         attention_flops_per_pair=4 * 1 * 2 * 4,
         kv_bytes_per_token=2 * 1 * 1 * 4 * 2,
         compute_dtype="bfloat16",

@@ -47,11 +47,9 @@ def test_payoff_map_has_a_track_per_variant(results: Results) -> None:
 def test_predicted_steps_use_the_model(results: Results) -> None:
     model = results.latency_models[0]
     exact = figures.busy_steps(results.measurements, model)
-    slower = model.model_copy(update={"base_s": model.base_s + 1, "floor_s": 0.0})
+    slower = model.model_copy(update={"base_s": model.base_s + 1})
     shifted = figures.busy_steps(results.measurements, slower)
-    above = exact["predicted_s"] > model.floor_s
-    assert above.any()
-    assert np.allclose(shifted["predicted_s"][above], exact["predicted_s"][above] + 1)
+    assert np.allclose(shifted["predicted_s"], exact["predicted_s"] + 1)
     assert set(exact["kind"]) == {"decode only", "with prefill"}
 
 
@@ -62,7 +60,7 @@ def test_prefilled_tokens_are_not_read_by_decoding_sequences(results: Results) -
     step |= {"decode_seqs": 0, "kv_tokens": 64, "running": 1, "waiting": 0}
     alone = replace(results.measurements[0], steps=pd.DataFrame([step] * 30))
     predicted = figures.busy_steps([alone], model)["predicted_s"]
-    assert np.allclose(predicted, model.base_s + 64 * model.per_prefill_token_s)
+    assert np.allclose(predicted, model.base_s + model.per_seq_s + 64 * model.per_token_s)
 
 
 def test_steps_of_a_server_take_longer_by_what_lies_inside_them(results: Results) -> None:

@@ -38,8 +38,8 @@ def latency(variant: str, speed: float = 1.0, **changes: Any) -> LatencyModel:
     fields: dict[str, Any] = {
         "variant": variant,
         "base_s": 0.02 / speed,
-        "per_prefill_token_s": 1e-4 / speed,
-        "per_decode_seq_s": 1e-3 / speed,
+        "per_seq_s": 9e-4 / speed,
+        "per_token_s": 1e-4 / speed,
         "per_kv_token_s": 0.0,
         "kv_blocks": 4096,
         "cold_start": ColdStart(start_s=20, source="made up"),

@@ -11,9 +11,9 @@ from scipy import stats
 from serving.errors import InputError
 from serving.plan import EngineArgs, Plan
 from serving.values import Estimate
-from simulations._replica import advance
-from simulations._scheduler import enqueue
-from simulations._state import NEVER, Requests, limits_of, new_replicas, new_requests, speed_of
+from simulations.engine._state import ABORTED, DONE, NEVER, REJECTED, Records
+from simulations.engine.dataplane import DataPlane
+from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.result import Prediction
 from simulations.traffic import ClosedLoop, Schedule, Workload
@@ -26,41 +26,80 @@ def simulate_replica(
     latency: LatencyModel,
     engine: EngineArgs,
     *,
+    options: SchedulerOptions | None = None,
     concurrency: int | None = None,
-    step_by_step: bool = False,
+    seed: int = 0,
+    noise: bool = True,
+    step_times_s: Sequence[float] = (),
 ) -> pd.DataFrame:
-    """Serve a schedule with one replica that is ready from the start, until all are answered.
+    """Serve a schedule with one replica that is ready from the start, until all are over.
 
-    Args:    concurrency: closed loop: this many users share the requests, each sending the next one
+    Args:    options: None takes those of the engine (`SchedulerOptions.of`).
+             concurrency: closed loop: this many users share the requests, each sending the next one
                  when the last is answered; arrival times are then outcomes.
-             step_by_step: never sum decode runs in closed form: slower, for comparison.
+             seed: of the noise.
+             noise: draw each step's and each request's share of the measured scatter.
+             step_times_s: seconds of each step in order, gaps included, instead of the model's.
     Returns: DataFrame, one row per request in the schedule's order: arrived_at_s, first_token_s,
-             end_s, prompt_tokens, output_tokens, ttft_s, tpot_s (NaN for one token), e2e_s,
-             preemptions.
+             end_s (as the client sees them), prompt_tokens, output_tokens, ttft_s, tpot_s (NaN for
+             one token), e2e_s, preemptions, cached_tokens, outcome (answered, aborted, rejected,
+             or unfinished where it was never sent).
     Raises:  InputError: a request that this engine would refuse or could never finish.
     """
     check_lengths(schedule, latency, engine)
-    limits = limits_of(latency, engine, closed_loop=concurrency is not None)
-    requests = new_requests(schedule)
-    replica, running = new_replicas(1, limits)
-    first = len(schedule) if concurrency is None else min(concurrency, len(schedule))
-    for i in range(first):
-        enqueue(0, i, schedule.arrived_at_s[i], requests, replica, limits)
-    replica["next_closed"] = first
-    fast = not step_by_step
-    advance(0, NEVER, requests, replica, running, speed_of(latency), limits, fast)
-    return request_frame(requests)
+    options = options or SchedulerOptions.of(engine, latency)
+    plane = DataPlane(
+        schedule,
+        latency,
+        options,
+        concurrency=concurrency,
+        noise=noise,
+        seed=seed,
+        step_times_s=step_times_s,
+    )
+    plane.advance(NEVER, [plane.add()])
+    noise_s = latency.request_noise_s if noise else ()
+    return request_frame(plane.requests, noise_s, seed)
+
+
+def trace_replica(
+    schedule: Schedule,
+    latency: LatencyModel,
+    options: SchedulerOptions,
+    *,
+    concurrency: int | None = None,
+    step_times_s: Sequence[float] = (),
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The same without noise, and with every step.
+
+    Returns: requests as `simulate_replica`; steps: decided_s, start_s, end_s, attention,
+             prefill_tokens, prefill_seqs, decode_seqs, kv_tokens, running, waiting, blocks_used,
+             preempted, hit_tokens; pairs: step (from 1), request, tokens.
+    """
+    tokens = int((schedule.prompt_tokens + schedule.output_tokens).sum())
+    room = 4 * tokens + 1000
+    while True:
+        plane = DataPlane(
+            schedule,
+            latency,
+            options,
+            concurrency=concurrency,
+            noise=False,
+            step_times_s=step_times_s,
+            traced=(room, room),
+        )
+        plane.advance(NEVER, [plane.add()])
+        if max(plane.traced) <= room:
+            break
+        room = 2 * max(plane.traced)
+    pairs = pd.DataFrame(plane.pairs, columns=["step", "request", "tokens"])
+    return request_frame(plane.requests), pd.DataFrame(plane.steps), pairs
 
 
 def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs) -> None:
     """Refuse requests that vLLM would refuse, or that fit in no KV cache of this size."""
     if len(schedule) == 0:
         return
-    if schedule.conversations:
-        raise InputError(
-            "sessions(of several turns) cannot be simulated: a turn waits for the answer before it",
-            remedy="Leave out sessions; shared_prefix and replays can be simulated.",
-        )
     longest = int((schedule.prompt_tokens + schedule.output_tokens).max())
     if longest > engine.max_model_len:
         raise InputError(
@@ -77,22 +116,37 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
         )
 
 
-def request_frame(requests: Requests) -> pd.DataFrame:
-    """Outcomes as a table: NaN where something never happened."""
-    ttft_s = requests["first_s"] - requests["sent_s"]
-    e2e_s = requests["end_s"] - requests["sent_s"]
+def request_frame(requests: Records, noise_s: Sequence[float] = (), seed: int = 0) -> pd.DataFrame:
+    """Outcomes as a table: NaN where something never happened.
+
+    Args:    noise_s: what is drawn from for each request's first token and end, () for nothing.
+    """
+    first_s, end_s = requests["first_s"], requests["end_s"]
+    if len(noise_s):
+        rng = np.random.default_rng([seed, len(requests)])
+        first_s = first_s + rng.choice(np.asarray(noise_s), len(requests))
+        end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(requests)), first_s)
+    ttft_s = first_s - requests["sent_s"]
+    e2e_s = end_s - requests["sent_s"]
     gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
+    status = requests["status"]
     return pd.DataFrame(
         {
             "arrived_at_s": requests["sent_s"],
-            "first_token_s": requests["first_s"],
-            "end_s": requests["end_s"],
-            "prompt_tokens": requests["prompt"],
-            "output_tokens": requests["output"],
+            "first_token_s": first_s,
+            "end_s": end_s,
+            "prompt_tokens": requests["prompt"].astype(np.int64),
+            "output_tokens": requests["output"].astype(np.int64),
             "ttft_s": ttft_s,
             "tpot_s": (e2e_s - ttft_s) / gaps,
             "e2e_s": e2e_s,
-            "preemptions": requests["preemptions"],
+            "preemptions": requests["preemptions"].astype(np.int64),
+            "cached_tokens": requests["hit_tokens"].astype(np.int64),
+            "outcome": np.select(
+                [status == DONE, status == ABORTED, status == REJECTED],
+                ["answered", "aborted", "rejected"],
+                "unfinished",
+            ),
         }
     )
 
@@ -103,7 +157,7 @@ def simulate_workload(
     """`simulate_replica` on what a workload draws with `workload.seed + seed`."""
     schedule = workload.at(seed=workload.seed + seed).schedule()
     users = workload.arrivals.concurrency if isinstance(workload.arrivals, ClosedLoop) else None
-    return simulate_replica(schedule, latency, engine, concurrency=users)
+    return simulate_replica(schedule, latency, engine, concurrency=users, seed=workload.seed + seed)
 
 
 def percentiles(requests: pd.DataFrame) -> dict[str, float]:

@@ -1,0 +1,186 @@
+"""The data plane of a fleet: requests, replicas and routing, moved on from one control event to
+the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulations.engine._route import ARRIVED, AT_GATEWAY, HEAD, TAIL, run_until
+from simulations.engine._state import (
+    REPLICA,
+    IntArray,
+    Records,
+    emptied,
+    grown,
+    limits_of,
+    new_state,
+    speed_of,
+)
+from simulations.engine.options import SchedulerOptions
+from simulations.latency import LatencyModel
+from simulations.traffic import Schedule
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one replica would show if it were asked now. Totals count from its start."""
+
+    started_s: float
+    running: int
+    waiting: int
+    kv_usage: float
+    """Share of KV blocks in use, 0 to 1."""
+    busy_s: float
+    """Time inside engine steps: the device was busy with anything at all."""
+    active_s: float
+    """The same with the gaps between steps: there was something to do."""
+    ttft_sum_s: float
+    ttft_count: int
+
+
+class DataPlane:
+    """Arrays of all requests of a run and of the replicas that serve them.
+
+    A replica is a row; rows of deleted replicas are used again.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        latency: LatencyModel,
+        options: SchedulerOptions,
+        *,
+        concurrency: int | None = None,
+        noise: bool = True,
+        seed: int = 0,
+        step_times_s: Sequence[float] = (),
+        traced: tuple[int, int] = (0, 0),
+    ) -> None:
+        """
+        Args:    concurrency: closed loop: so many users share the requests, each sending the next
+                     one when the last is over; arrival times are then outcomes.
+                 noise: draw each step's share of the measured scatter.
+                 step_times_s: take these times for the steps of one replica, in order.
+                 traced: how many steps, and requests in steps, to keep a record of.
+        """
+        self._limits = limits_of(options, latency, schedule)
+        self._speed = speed_of(latency, options.max_seqs, noise=noise, step_times_s=step_times_s)
+        self._seed = seed
+        self._state = new_state(schedule, self._limits, 1, concurrency=concurrency, traced=traced)
+        self._n_open = len(schedule) if concurrency is None else min(concurrency, len(schedule))
+        turns = schedule.after if concurrency is None and schedule.conversations else None
+        self._after: IntArray = np.zeros(0, dtype=np.int64) if turns is None else turns
+        self._free = [0]
+        self._alive: list[int] = []
+        self._cursor: IntArray = np.zeros(5, dtype=np.int64)
+        self._cursor[[HEAD, TAIL]] = -1
+        self._started = 0
+        self._started_s: dict[int, float] = {}
+        self.now_s = 0.0
+
+    @property
+    def requests(self) -> Records:
+        """A record of every request, see `_state.REQUEST`."""
+        return self._state.requests
+
+    @property
+    def traced(self) -> tuple[int, int]:
+        """How many steps and pairs there were, those that found no room too."""
+        return int(self._state.traced[0]), int(self._state.traced[1])
+
+    @property
+    def steps(self) -> Records:
+        """A record of every step so far, as far as they are traced, see `_state.STEP`."""
+        return self._state.steps[: self._state.traced[0]]
+
+    @property
+    def pairs(self) -> Records:
+        """int array (n, 3): step, request and its tokens, as far as they are traced."""
+        return self._state.pairs[: self._state.traced[1]]
+
+    def add(self) -> int:
+        """A new, empty replica: its row."""
+        if not self._free:
+            count = len(self._state.replicas)
+            self._state = grown(self._state, self._limits)
+            self._free = list(range(2 * count - 1, count - 1, -1))
+        row = self._free.pop()
+        replica = self._state.replicas[row]
+        replica["seed"] = np.random.SeedSequence([self._seed, self._started]).generate_state(
+            1, np.uint64
+        )[0]
+        replica["clock_s"] = self.now_s
+        self._started += 1
+        self._alive.append(row)
+        self._started_s[row] = self.now_s
+        return row
+
+    def remove(self, row: int) -> Reading:
+        """Take an idle replica away; its last reading."""
+        last = self.read(row)
+        if last.running + last.waiting > 0:
+            raise RuntimeError(f"replica {row} still holds {last.running + last.waiting} requests")
+        self._alive.remove(row)
+        self._free.append(row)
+        emptied(self._state, self._limits, row)
+        return last
+
+    def advance(self, until_s: float, serving: list[int]) -> None:
+        """Route what arrives before `until` to the serving rows and run all replicas up to it."""
+        if until_s <= self.now_s:
+            return
+        run_until(
+            self.now_s,
+            until_s,
+            self._n_open,
+            np.array(serving, dtype=np.int64),
+            np.array(self._alive, dtype=np.int64),
+            self._cursor,
+            self._after,
+            self._state,
+            self._speed,
+            self._limits,
+        )
+        self.now_s = until_s
+
+    def outstanding(self, row: int) -> int:
+        """Requests that the replica holds, running or waiting."""
+        return int(self._state.replicas[row]["outstanding"])
+
+    def quiet_until_s(self, row: int) -> float:
+        """No request of the replica ends before this."""
+        return float(self._state.replicas[row]["quiet_until_s"])
+
+    @property
+    def arrived(self) -> int:
+        """Requests that have arrived so far."""
+        return int(self._cursor[ARRIVED])
+
+    @property
+    def at_gateway(self) -> int:
+        """Requests that wait for a replica to become ready."""
+        return int(self._cursor[AT_GATEWAY])
+
+    def read(self, row: int) -> Reading:
+        """A replica's gauges and counters now; of the step in flight, the part that is over."""
+        # All fields at once: one by one they would cost more than the engine.
+        state = dict(zip(REPLICA.fields or (), self._state.replicas[row].item(), strict=True))
+        busy_s, active_s = state["busy_s"], state["active_s"]
+        for step in range(state["updated"] + 1, state["step"] + 1):
+            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
+            elapsed_s = max(0.0, self.now_s - start_s)
+            active_s += elapsed_s
+            busy_s += min(elapsed_s, flight_s)
+        return Reading(
+            started_s=self._started_s[row],
+            running=state["n_running"],
+            waiting=state["n_waiting"] + state["n_inbox"],
+            kv_usage=1 - state["free_blocks"] / self._limits.usable_blocks,
+            busy_s=busy_s,
+            active_s=active_s,
+            ttft_sum_s=state["ttft_sum_s"],
+            ttft_count=state["ttft_count"],
+        )
