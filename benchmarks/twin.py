@@ -4,7 +4,7 @@
 
 PYTHON is an interpreter that has aisimulate; its own pins are not ours, so give it an environment:
 
-    python3.11 -m venv /tmp/aisimulate && /tmp/aisimulate/bin/pip install aisimulate==0.13.0
+    python3.11 -m venv .aisimulate && .aisimulate/bin/pip install aisimulate==0.13.0
 
 The load: Poisson arrivals at 80 % of what the engine can serve, prompts of 512 tokens and outputs of
 256, an 8B model on one large GPU. Served by one replica, by one replica with the scheduler's features
@@ -12,7 +12,7 @@ switched on (prompts then share 128 of their 512 tokens with those of their grou
 Compiling is not counted in any of these; it is timed by itself, in processes of its own.
 
 What the time should depend on: every request is scheduled, takes its share of some steps and leaves,
-so the cost of one must not grow with their number. Decoding in between is summed up in closed form.
+so the cost of one must not grow with their number. What decodes in between is counted in rounds.
 
 The peers simulate the same arrivals and lengths. The SimPy model (`simpy_replica.py`) takes the same
 latency model, and its mean end-to-end latency has to agree with ours. `aisimulate` has latency models

@@ -3,13 +3,17 @@ the next."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from simulations.engine._route import ARRIVED, AT_GATEWAY, HEAD, TAIL, run_until
 from simulations.engine._state import (
+    DIGEST,
     REPLICA,
     IntArray,
     Records,
@@ -39,6 +43,16 @@ class Reading:
     """The same with the gaps between steps: there was something to do."""
     ttft_sum_s: float
     ttft_count: int
+
+
+def _announce() -> None:
+    """One line where somebody looks, before the compiler makes them wait: once a machine."""
+    core: Any = run_until
+    if core.signatures or not sys.stderr.isatty():
+        return
+    if any(Path(core.stats.cache_path).glob(f"*{DIGEST}*.nbi")):
+        return
+    print("Compiling the engine twin, once on this machine (20 to 60 s) ...", file=sys.stderr)
 
 
 class DataPlane:
@@ -132,6 +146,7 @@ class DataPlane:
         """Route what arrives before `until` to the serving rows and run all replicas up to it."""
         if until_s <= self.now_s:
             return
+        _announce()
         run_until(
             self.now_s,
             until_s,
