@@ -39,7 +39,7 @@ def capacity_rps(
 
     def keeps(rate_rps: float) -> bool:
         spaced = Schedule(probe.arrived_at_s / rate_rps, probe.prompt_tokens, probe.output_tokens)
-        found = percentiles(simulate_replica(spaced, latency, engine).iloc[n // 4 :])
+        found = percentiles(simulate_replica(spaced, latency, engine, noise=False).iloc[n // 4 :])
         return not any(found[name] > limit for name, limit in slo.limits().items())
 
     if not keeps(_SLOWEST_RPS):

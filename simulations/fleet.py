@@ -106,7 +106,6 @@ class Fleet:
         self.cluster = cluster
         self._controller = controller
         self.duration_s = duration_s
-        self.data = DataPlane(schedule, latency, SchedulerOptions.of(plan.engine, latency))
         self.pods: list[Pod] = []
         self.gone: list[Pod] = []
         self.busy_s = self.active_s = 0.0
@@ -120,6 +119,12 @@ class Fleet:
         # Drawn whether or not they are used, so that every plan sees the same phases.
         self._sync_phase_s = rng.uniform(0, cluster.sync_period_s)
         self._scrape_phase_s = rng.uniform(0, cluster.scrape_interval_s)
+        self.data = DataPlane(
+            schedule,
+            latency,
+            SchedulerOptions.of(plan.engine, latency),
+            noise=False,  # a plan is judged by what its steps take, not by the machine's bad moments
+        )
         self.desired = self._initial()
         self._rows: list[dict[str, float]] = []
 

@@ -49,7 +49,7 @@ class Settings(Value):
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     sweep_tokens: int = Field(64, ge=2)
     """Prompt and output length of the offline sweep."""
-    fit_shapes: tuple[tuple[int, int], ...] = ((192, 16), (16, 128))
+    fit_shapes: tuple[tuple[int, int], ...] = ((384, 16), (16, 128))
     """Prompt and output lengths that the sweep measures besides, once, since one length cannot tell what
     a sequence costs from what its cache costs. Those beyond the engine's context are left out."""
     repeats: int = Field(2, ge=1)
