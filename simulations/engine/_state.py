@@ -18,6 +18,7 @@ from numba import njit
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
+from simulations.traffic.segments import shared_tokens
 
 NEVER = np.inf
 CORE = ("_state.py", "_lists.py", "_blocks.py", "_scheduler.py", "_replica.py", "_route.py")
@@ -460,44 +461,13 @@ def content_of(schedule: Schedule, *, caching: bool) -> Content:
     none = np.zeros(0, dtype=np.int64)
     if not caching or schedule.segments is None:
         return Content(none, none, none.astype(np.int32), none.astype(np.int32))
-    counts = np.fromiter((len(s) for s in schedule.segments), dtype=np.int64, count=len(schedule))
-    first = np.concatenate([[0], np.cumsum(counts)])
-    flat = [piece for segments in schedule.segments for piece in segments]
-    segment, tokens = np.array(flat, dtype=np.int64).reshape(-1, 2).T
-    total = np.cumsum(tokens)
-    offset = np.concatenate([[0], total])[first[:-1]]
+    segments = schedule.segments
     return Content(
-        first,
-        np.ascontiguousarray(segment),
-        (total - np.repeat(offset, counts)).astype(np.int32),
-        _shared(schedule),
+        segments.first,
+        np.ascontiguousarray(segments.segment),
+        segments.ends().astype(np.int32),
+        shared_tokens(segments, schedule.output_tokens),
     )
-
-
-def _shared(schedule: Schedule) -> Int32Array:
-    """Tokens at the beginning of prompt and answer that another request has too, by segments."""
-    assert schedule.segments is not None
-    seen: dict[tuple[int, int], int] = {}  # (place in the tree, segment): users
-    places: dict[tuple[int, int], int] = {}
-    paths = []
-    for i, segments in enumerate(schedule.segments):
-        place = 0
-        path = []
-        for segment, _ in (*segments, (-1 - i, 0)):
-            step = (place, segment)
-            seen[step] = seen.get(step, 0) + 1
-            path.append(step)
-            place = places.setdefault(step, len(places) + 1)
-        paths.append(path)
-    shared = np.zeros(len(schedule), dtype=np.int32)
-    for i, path in enumerate(paths):
-        lengths = [tokens for _, tokens in schedule.segments[i]]
-        lengths.append(int(schedule.output_tokens[i]))
-        for step, tokens in zip(path, lengths, strict=True):
-            if seen[step] < 2:
-                break
-            shared[i] += tokens
-    return shared
 
 
 def speed_of(

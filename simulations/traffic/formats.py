@@ -16,10 +16,9 @@ A request of 0 tokens counts as one of 1: nothing else can be asked of a server.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from math import gamma
@@ -27,111 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from serving.errors import InputError
+from simulations.traffic.files import checked_stamp
+from simulations.traffic.segments import IntArray
+from simulations.traffic.trace import FloatArray, Trace
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 _SERVEGEN_COLUMNS = 6
 _BEFORE_GAPS = 200
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Recorded requests, sorted by arrival (those of one time stamp as in the file).
-
-    Attributes:
-        arrived_at_s: (n,), from the first request.
-        prompt_tokens, output_tokens: (n,), at least 1.
-        blocks: per request the ids of its prompt's blocks, chained: equal ids are equal prefixes.
-        block_tokens: tokens of a whole block; the last of a prompt may be partial.
-    """
-
-    arrived_at_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    blocks: tuple[IntArray, ...] | None = None
-    block_tokens: int = 0
-
-    def __len__(self) -> int:
-        return len(self.arrived_at_s)
-
-    def take(self, chosen: npt.NDArray[Any]) -> Trace:
-        """Some of the requests."""
-        return replace(
-            self,
-            arrived_at_s=self.arrived_at_s[chosen],
-            prompt_tokens=self.prompt_tokens[chosen],
-            output_tokens=self.output_tokens[chosen],
-            blocks=None if self.blocks is None else tuple(self.blocks[i] for i in chosen),
-        )
-
-    def spread(self, rng: np.random.Generator) -> Trace:
-        """Requests of one time stamp uniformly up to the next; the last as far as the median tick."""
-        ticks, tick = np.unique(self.arrived_at_s, return_inverse=True)
-        if len(ticks) < 2:
-            return self
-        width = np.append(np.diff(ticks), np.median(np.diff(ticks)))
-        offsets = rng.random(len(self))
-        # Sorted within each tick, so that the order of the file is kept.
-        offsets = offsets[np.lexsort((offsets, tick))]
-        at_s = ticks[tick] + offsets * width[tick]
-        return replace(self, arrived_at_s=at_s)
-
-    def window(self, start_s: float, length_s: float | None) -> Trace:
-        """The requests of a window, times from its begin.
-
-        Raises:  InputError: nobody arrives in it.
-        """
-        end_s = np.inf if length_s is None else start_s + length_s
-        inside = np.flatnonzero((self.arrived_at_s >= start_s) & (self.arrived_at_s < end_s))
-        if not len(inside):
-            raise InputError(
-                f"the window start_s(={start_s:g}), length_s(={length_s}) of the trace is empty",
-                remedy=f"The trace is {self.arrived_at_s[-1]:.0f} s long.",
-            )
-        chosen = self.take(inside)
-        return replace(chosen, arrived_at_s=chosen.arrived_at_s - start_s)
-
-    def played(
-        self,
-        speedup: float,
-        length_divisor: float,
-        max_prompt_tokens: int | None,
-        max_output_tokens: int | None,
-    ) -> Trace:
-        """Faster, and with shorter prompts and outputs (divided, rounded up, then cut)."""
-        prompt = np.ceil(self.prompt_tokens / length_divisor).astype(np.int64)
-        output = np.ceil(self.output_tokens / length_divisor).astype(np.int64)
-        return replace(
-            self,
-            arrived_at_s=self.arrived_at_s / speedup,
-            prompt_tokens=prompt
-            if max_prompt_tokens is None
-            else prompt.clip(max=max_prompt_tokens),
-            output_tokens=output
-            if max_output_tokens is None
-            else output.clip(max=max_output_tokens),
-            block_tokens=int(np.ceil(self.block_tokens / length_divisor)),
-        )
-
-    def segments(self) -> tuple[tuple[tuple[int, int], ...], ...] | None:
-        """Each prompt as (block id, tokens), see `Schedule`; None where no blocks are known."""
-        if self.blocks is None:
-            return None
-        return tuple(
-            _cut(blocks, int(prompt), self.block_tokens)
-            for blocks, prompt in zip(self.blocks, self.prompt_tokens, strict=True)
-        )
-
-
-def _cut(blocks: IntArray, prompt_tokens: int, block_tokens: int) -> tuple[tuple[int, int], ...]:
-    n = min(len(blocks), -(-prompt_tokens // block_tokens))
-    last = prompt_tokens - (n - 1) * block_tokens
-    whole = ((int(block), block_tokens) for block in blocks[: n - 1])
-    return (*whole, (int(blocks[n - 1]), last))
 
 
 def read_trace(
@@ -145,12 +48,7 @@ def read_trace(
     Raises:  InputError: no such file, another one, an unknown format, or a row that cannot be read.
     """
     path = Path(path).expanduser()
-    if sha256 is not None and digest(path) != sha256:
-        raise InputError(
-            f"{path} is another file than the one that was chosen (sha256 {sha256[:12]}...)",
-            remedy="Restore it, or make the workload again.",
-        )
-    return _read(str(path), format, seed, _stamp(path))
+    return _read(str(path), format, seed, checked_stamp(path, sha256))
 
 
 @lru_cache(maxsize=8)
@@ -163,40 +61,31 @@ def _read(path: str, format: str, seed: int, stamp: tuple[int, int]) -> Trace:
     trace = FORMATS[name](Path(path), seed)
     if not len(trace):
         raise InputError(f"{path} holds no request", remedy="Choose another file.")
-    order = np.argsort(trace.arrived_at_s, kind="stable")
-    ordered = trace.take(order)
+    _refuse_impossible(path, trace)
     return replace(
-        ordered,
-        arrived_at_s=ordered.arrived_at_s - ordered.arrived_at_s[0],
-        prompt_tokens=ordered.prompt_tokens.clip(min=1),
-        output_tokens=ordered.output_tokens.clip(min=1),
+        trace,
+        arrived_at_s=trace.arrived_at_s - trace.arrived_at_s[0],
+        prompt_tokens=trace.prompt_tokens.clip(min=1),
+        output_tokens=trace.output_tokens.clip(min=1),
     )
 
 
-def digest(path: Path | str) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:  InputError: no such file.
-    """
-    path = Path(path).expanduser()
-    stamp = _stamp(path)
-    return _digest(str(path), stamp)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: str, stamp: tuple[int, int]) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the trace {path} ({error.strerror})", remedy="Check the path."
-        ) from error
-    return status.st_size, status.st_mtime_ns
+def _refuse_impossible(path: str, trace: Trace) -> None:
+    """Times that are no number or go back, and lengths below 0."""
+    at_s = trace.arrived_at_s
+    wrong = {
+        "arrives at no time": ~np.isfinite(at_s),
+        "arrives before the one above it": np.diff(at_s, prepend=at_s[0]) < 0,
+        "has a negative length": (trace.prompt_tokens < 0) | (trace.output_tokens < 0),
+    }
+    for said, rows in wrong.items():
+        if rows.any():
+            row = int(np.flatnonzero(rows)[0])
+            raise InputError(
+                f"{path}: request {row + 1} (t={at_s[row]:g} s, {trace.prompt_tokens[row]} +"
+                f" {trace.output_tokens[row]} tokens) {said}",
+                remedy="Sort or mend the file.",
+            )
 
 
 def _detect(path: Path) -> str:
@@ -298,16 +187,24 @@ def _json_lines(block_tokens: int, per_s: float) -> Callable[[Path, int], Trace]
     return read
 
 
+_PARQUET_COLUMNS = {"arrived_at", "prompt_tokens", "output_tokens"}
+
+
 def _parquet(path: Path, seed: int) -> Trace:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    missing = {"arrived_at", "prompt_tokens", "output_tokens"} - set(table.column_names)
+    missing = _PARQUET_COLUMNS - set(table.column_names)
     if missing:
         raise InputError(
             f"{path} has no column {sorted(missing)}",
             remedy="It needs arrived_at (s), prompt_tokens and output_tokens.",
         )
+    for name in sorted(_PARQUET_COLUMNS):
+        if table[name].null_count:
+            raise InputError(
+                f"{path} has {table[name].null_count} rows without {name}", remedy="Remove them."
+            )
     said = table.schema.metadata or {}
     blocks = None
     if "hash_ids" in table.column_names:
