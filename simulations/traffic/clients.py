@@ -22,7 +22,8 @@ class Clients(Finite):
     `max_retries` times, after a pause that doubles. Whoever is out of patience leaves and does not come
     back, whatever attempt it is.
 
-    Source:  openai-python 1.x, _constants.py and _base_client.py (_calculate_retry_timeout).
+    Source:  openai-python, _constants.py and _base_client.py (_calculate_retry_timeout); its time-out
+    counts from byte to byte, which is the whole answer where that is not streamed.
     """
 
     timeout_s: float | None = Field(600.0, gt=0)
