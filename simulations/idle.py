@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from serving.errors import InputError
+from serving.values import Value
 from simulations.profiles import PROFILES, Profile
 
 _DAY_HOURS = 24
@@ -97,3 +100,46 @@ def idle_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+class IdleStudy(Value):
+    """Is a fleet of a fixed size idle for most of the night? Asked of published profiles."""
+
+    kind: Literal["idle-share"] = "idle-share"
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    question: str
+    claim: str
+    """What is tested, as it was said."""
+    profiles: tuple[str, ...] = Field(min_length=1)
+    night_hours: int = Field(8, ge=1, le=_DAY_HOURS)
+    target_utilisation: float = Field(1.0, gt=0, le=1)
+    """Of the fleet in the busiest hour of the day it is sized for."""
+    above: float = Field(0.6, gt=0, lt=1)
+    """The idle share of the night that the claim names."""
+
+    def table(self) -> pd.DataFrame:
+        """`idle_table` with a column `holds`: whether the median night is idle for more than that.
+
+        The idlest come first.
+        """
+        table = idle_table(
+            self.profiles,
+            night_hours=self.night_hours,
+            target_utilisation=self.target_utilisation,
+        )
+        table["holds"] = table["night_idle_share"] > self.above
+        return table.sort_values("night_idle_share", ascending=False, ignore_index=True)
+
+    def answer(self) -> str:
+        """In words, by profile."""
+        table = self.table()
+        parts = []
+        for holds, verb in ((True, "It holds"), (False, "It does not hold")):
+            rows = table[table["holds"] == holds]
+            shares = ", ".join(
+                f"{name} ({share:.0%})"
+                for name, share in zip(rows["profile"], rows["night_idle_share"], strict=True)
+            )
+            if shares:
+                parts.append(f"{verb} for {shares}.")
+        return " ".join(parts)
