@@ -1,7 +1,7 @@
 """Studies of a fleet, declared as data: a claim, what is simulated, and the arms that are compared.
 
-    kind: idle-share    answered by arithmetic on published profiles, see `idle.py`
-    kind: fleet         a plan, a workload and a cluster, simulated once per arm and seed
+kind: idle-share    answered by arithmetic on published profiles, see `idle.py`
+kind: fleet         a plan, a workload and a cluster, simulated once per arm and seed
 """
 
 from __future__ import annotations

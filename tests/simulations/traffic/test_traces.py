@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from serving.errors import InputError
@@ -189,6 +190,42 @@ def test_line_ends_and_blank_lines_change_nothing(
 def test_a_broken_row_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_trace(written(tmp_path, name, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "v.csv",
+            "arrived_at,num_prefill_tokens,num_decode_tokens\n0,3,5\n9,3,5\n4,3,5\n",
+            r"request 3 \(t=4 s, 3 \+ 5 tokens\) arrives before the one above it",
+        ),
+        (
+            "m.jsonl",
+            '{"timestamp": 0, "input_length": -7, "output_length": 5}\n',
+            r"request 1 .* has a negative length",
+        ),
+        (
+            "m.jsonl",
+            '{"timestamp": NaN, "input_length": 7, "output_length": 5}\n',
+            r"request 1 .* arrives at no time",
+        ),
+    ],
+)
+def test_a_trace_that_cannot_have_been_is_refused_in_one_line(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        read_trace(written(tmp_path, name, text))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_gap_in_a_parquet_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    rows = {"arrived_at": [0.0, 1.0], "prompt_tokens": [3, None], "output_tokens": [1, 1]}
+    pd.DataFrame(rows).to_parquet(path)
+    with pytest.raises(InputError, match="1 rows without prompt_tokens"):
+        read_trace(path)
 
 
 def test_no_file_and_another_file_than_chosen(tmp_path: Path) -> None:

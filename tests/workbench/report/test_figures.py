@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from serving.plan import Slo
-from workbench.report import figures, fleet_figures, theme
+from simulations.idle import IdleStudy
+from workbench.report import figures, fleet_figures, theme, traffic_figures
 from workbench.report.words import ms, percent, seconds, share_change
 
 if TYPE_CHECKING:
@@ -134,3 +135,16 @@ def test_numbers_in_words() -> None:
         *("7.3 %", "100 %", "99.2 %", "99.99 %", "50 %")
     ]
     assert (share_change(88, 100), share_change(125, 100)) == ("12 % fewer", "25 % more")
+
+
+def test_idle_shares_are_those_of_the_study() -> None:
+    study = IdleStudy(
+        name="night",
+        question="?",
+        claim="above 60 %",
+        profiles=("servegen-m-mid", "azure-code-week-2024"),
+    )
+    night, day = traffic_figures.idle_shares(study).data
+    assert list(night.x) == ["azure-code-week-2024", "servegen-m-mid"]
+    assert list(night.y) == pytest.approx([0.86, 0.36], abs=0.01)
+    assert all(a > b for a, b in zip(night.y, day.y, strict=True))
