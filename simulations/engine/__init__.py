@@ -4,6 +4,7 @@
 """
 
 from simulations.engine.dataplane import DataPlane, Reading
+from simulations.engine.gateway import BUCKETS_S, Balancing, Gateway, ResultCache
 from simulations.engine.options import SchedulerOptions
 from simulations.engine.replica import (
     check_lengths,
@@ -17,8 +18,12 @@ from simulations.engine.replica import (
 )
 
 __all__ = [
+    "BUCKETS_S",
+    "Balancing",
     "DataPlane",
+    "Gateway",
     "Reading",
+    "ResultCache",
     "SchedulerOptions",
     "check_lengths",
     "estimate",

@@ -33,6 +33,13 @@ def mixed(h: Int, value: Int) -> Int:
 
 
 @compiled
+def uniform(seed: Int, a: Int, b: Int) -> float:
+    """A number in [0, 1) that belongs to (seed, a, b)."""
+    drawn = mixed(mixed(np.uint64(seed), np.uint64(a)), np.uint64(b))
+    return float(drawn >> np.uint64(11)) * 2.0**-53
+
+
+@compiled
 def next_key(
     h: Int, at: Int, i: Int, start: Int, size: Int, q: Records, content: Content
 ) -> tuple[Int, Int]:

@@ -24,6 +24,7 @@ from simulations.engine._blocks import (
     release,
     take_blocks,
     touch_block,
+    uniform,
 )
 from simulations.engine._lists import (
     ABANDON_HEAP,
@@ -36,19 +37,28 @@ from simulations.engine._lists import (
     unlink_finish,
     without_root,
 )
+from simulations.engine._results import store
 from simulations.engine._state import (
     ABORTED,
+    COMING,
     DECODE,
     DONE,
     DRAINING,
+    E2E,
+    FAILED,
     INBOX,
     NO,
     PREFILL,
+    QUEUE,
     REJECTED,
     RUNNING,
     STALLED,
+    TPOT,
+    TTFT,
     WAITING,
     YES,
+    Follow,
+    Gate,
     Int,
     Limits,
     Records,
@@ -68,13 +78,23 @@ def _blocks_of(tokens: Int, limits: Limits) -> Int:
 
 @compiled
 def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
-    """Hand request i to the replica, or have it rejected as vLLM's server does."""
+    """Hand request i to the replica, or have it refused as vLLM's server does, or failed."""
     e, q = st.row[0], st.requests
     request = q[i]
+    request.replica = e.number
+    request.version = e.version
+    request.attempts += 1
+    request.abandon_s += request.sent_s
     full = 0 <= limits.max_queued_requests < e.outstanding + 1
     if full or 0 <= limits.max_queued_tokens <= e.unanswered_tokens:
+        e.rejected += 1
         request.status = REJECTED
-        _over(i, at_s, NO, st, limits)
+        over(i, at_s, NO, st.follow, q, st.gate, limits)
+        return
+    if e.error_share > 0 and uniform(st.gate.seed, i, np.int64(request.attempts)) < e.error_share:
+        e.failed += 1
+        request.status = FAILED
+        over(i, at_s, NO, st.follow, q, st.gate, limits)
         return
     request.status = INBOX
     request.queued_s = at_s + limits.overhead_s
@@ -88,15 +108,41 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     e.outstanding += 1
     e.unanswered_tokens += request.prompt
     if request.abandon_s < np.inf:
-        request.abandon_s += request.sent_s
         e.abandon_root = push(ABANDON_HEAP, e.abandon_root, np.int64(i), q)
     e.quiet_until_s = min(e.quiet_until_s, request.queued_s)
+    e.follow_s = min(e.follow_s, request.queued_s)
 
 
 @compiled
-def _over(i: Int, at_s: float, answered: bool, st: View, limits: Limits) -> None:
-    """Nothing more happens to request i; whoever waited for that is sent."""
-    follow, q = st.follow, st.requests
+def retried(i: Int, q: Records, gate: Gate) -> bool:
+    """Whether request i would be sent again, if it came to nothing now."""
+    return bool(q[i].attempts <= gate.retries)
+
+
+@compiled
+def _send_again(i: Int, at_s: float, follow: Follow, q: Records, gate: Gate) -> None:
+    """After a pause that doubles each time, as if nothing had happened."""
+    request = q[i]
+    if np.isnan(gate.asked_s[i]):
+        gate.asked_s[i] = request.sent_s
+    request.abandon_s -= request.sent_s
+    pause_s = gate.backoff_s * 2.0 ** (request.attempts - 1)
+    request.sent_s = at_s + pause_s * (0.5 + uniform(gate.seed, i, np.int64(-request.attempts)))
+    request.status = COMING
+    request.first_s = np.nan
+    request.out = 0
+    request.computed = 0
+    follow.coming[0] = push(COMING_HEAP, follow.coming[0], np.int64(i), q)
+
+
+@compiled
+def over(
+    i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate, limits: Limits
+) -> None:
+    """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent."""
+    if not answered and retried(i, q, gate):
+        _send_again(i, at_s, follow, q, gate)
+        return
     if answered:
         at_s += limits.response_s
     if follow.closed[0] < follow.closed[1]:
@@ -183,11 +229,80 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
             e.n_waiting -= 1
         else:
             _stop(np.int64(request.slot), e.updated, NO, st, limits)
+        if retried(i, q, st.gate):
+            _withdraw(i, status, st, limits)
         request.status = ABORTED
         e.outstanding -= 1
+        e.aborted += 1
         if np.isnan(request.first_s):
             e.unanswered_tokens -= request.prompt
-        _over(i, now_s, NO, st, limits)
+        over(i, now_s, NO, st.follow, q, st.gate, limits)
+
+
+@compiled
+def _withdraw(i: Int, status: Int, st: View, limits: Limits) -> None:
+    """Nothing of this replica links to request i any longer: it may soon be somewhere else."""
+    e, q = st.row[0], st.requests
+    if status == INBOX:
+        e.inbox_head, e.inbox_tail = _without(i, e.inbox_head, e.inbox_tail, q)
+    elif status == WAITING and not limits.priority:
+        e.waiting_head, e.waiting_tail = _without(i, e.waiting_head, e.waiting_tail, q)
+    elif status == WAITING:
+        root = np.int64(-1)
+        while e.waiting_head >= 0:
+            j = np.int64(e.waiting_head)
+            _pop_waiting(st, limits)
+            if j != i:
+                root = push(WAITING_HEAP, root, j, q)
+        e.waiting_head = root
+    for step in range(e.updated + 1, e.step + 1):
+        flight, row = st.flights[step % 2], st.news[step % 2]
+        kept = 0
+        for k in range(flight.count):
+            if row[k] // 2 != i:
+                row[kept] = row[k]
+                kept += 1
+        flight.count = kept
+
+
+@compiled
+def _without(i: Int, head: Int, tail: Int, q: Records) -> tuple[Int, Int]:
+    """The ends of a queue without request i, which is in it."""
+    if head == i:
+        return q[i].left, (np.int32(-1) if tail == i else tail)
+    j = head
+    while q[j].left != i:
+        j = q[j].left
+    q[j].left = q[i].left
+    return head, (j if tail == i else tail)
+
+
+@compiled
+def lose(now_s: float, st: View, limits: Limits) -> None:
+    """The replica dies: everything that it holds fails. Its row must be emptied then."""
+    e, q = st.row[0], st.requests
+    i = np.int64(e.inbox_head)
+    while i >= 0:
+        following = np.int64(q[i].left)
+        if q[i].status == INBOX:
+            _fail(i, now_s, st, limits)
+        i = following
+    i = np.int64(_first_waiting(st, limits))
+    while i >= 0:
+        _pop_waiting(st, limits)
+        _fail(i, now_s, st, limits)
+        i = np.int64(_first_waiting(st, limits))
+    s = np.int64(e.first_slot)
+    while s >= 0:
+        _fail(np.int64(st.slots[s].request), now_s, st, limits)
+        s = np.int64(st.slots[s].after)
+
+
+@compiled
+def _fail(i: Int, now_s: float, st: View, limits: Limits) -> None:
+    st.row[0].failed += 1
+    st.requests[i].status = FAILED
+    over(i, now_s, NO, st.follow, st.requests, st.gate, limits)
 
 
 # -- slots ---------------------------------------------------------------------------------------
@@ -512,7 +627,7 @@ def _walk(cap: Int, st: View, limits: Limits) -> Int:
 
 
 @compiled
-def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
+def _admit(now_s: float, left: Int, cap: Int, st: View, limits: Limits) -> Int:
     """Serve the queue while budget, slots and blocks last: tokens left."""
     e, q, slots = st.row[0], st.requests, st.slots
     size = limits.block_size
@@ -545,6 +660,8 @@ def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
         e.n_waiting -= 1
         e.n_prefill += 1
         request.status = RUNNING
+        if np.isnan(request.first_s) and request.preemptions == 0:
+            request.waited_s = now_s - request.queued_s
         request.computed = hits * size
         request.hit_tokens += hits * size
         e.hit_tokens += hits * size
@@ -613,7 +730,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     if walked:
         left = _walk(cap, st, limits)
     if left > 0:
-        left = _admit(left, cap, st, limits)
+        left = _admit(now_s, left, cap, st, limits)
     step = e.step + 1
     prefill = 0
     seqs = 0
@@ -643,6 +760,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         flight.count = 0
         flight.overlap = np.int32(e.updated < e.step)
         step_s = step_s_of(step, prefill, seqs, decode, kv, attention, e.seed, speed)
+        step_s *= e.slowdown
         flight.busy_s = step_s
         flight.start_s = max(now_s, e.last_end_s)
         gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
@@ -659,6 +777,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         if e.n_decode > 0:
             e.rounds += 1
             e.kv_tokens += e.n_decode
+            e.generation_tokens += e.n_decode
             at = e.rounds % limits.ring
             while st.finish[at] >= 0:
                 s = np.int64(st.finish[at])
@@ -698,10 +817,12 @@ def _settle(step: Int, walked: bool, held_some: bool, st: View, limits: Limits) 
                 continue
             e.n_prefill -= 1
             request.out += 1
+            e.generation_tokens += 1
             first = np.isnan(request.first_s)
             since = step
         elif slot.kind == STALLED:
             request.out += tokens
+            e.generation_tokens += tokens
             if held_some and tokens == 0:
                 since = step + 1
         else:
@@ -753,6 +874,36 @@ def _trace(
 
 
 @compiled
+def _observe(histogram: Int, value_s: float, st: View) -> None:
+    edges = st.gate.edges
+    if len(edges) == 0:
+        return
+    k = 0
+    while k < edges.shape[1] and value_s > edges[histogram, k]:
+        k += 1
+    st.counts[histogram, k] += 1
+
+
+@compiled
+def _count(i: Int, now_s: float, st: View, limits: Limits) -> None:
+    """What a finished request adds to the metrics, and its answer to the gateway's cache."""
+    e, request, gate = st.row[0], st.requests[i], st.gate
+    e.finished += 1
+    e2e_s = now_s - request.queued_s + limits.overhead_s
+    tpot_s = 0.0
+    if request.output > 1:
+        tpot_s = (request.end_s - request.first_s) / (request.output - 1)
+    e.e2e_sum_s += e2e_s
+    e.tpot_sum_s += tpot_s
+    e.queue_sum_s += request.waited_s
+    _observe(E2E, e2e_s, st)
+    _observe(TPOT, tpot_s, st)
+    _observe(QUEUE, np.float64(request.waited_s), st)
+    if gate.cache_size > 0 and gate.key[i] >= 0:
+        store(np.int64(gate.key[i]), now_s, gate)
+
+
+@compiled
 def complete(st: View, limits: Limits) -> None:
     """The oldest step in flight takes effect: first tokens, and requests that end."""
     e = st.row[0]
@@ -770,8 +921,11 @@ def complete(st: View, limits: Limits) -> None:
             continue
         if np.isnan(request.first_s):
             request.first_s = now_s + limits.response_s
-            e.ttft_sum_s += now_s - request.queued_s + limits.overhead_s
+            ttft_s = now_s - request.queued_s + limits.overhead_s
+            e.ttft_sum_s += ttft_s
             e.ttft_count += 1
+            e.prompt_tokens += request.prompt
+            _observe(TTFT, ttft_s, st)
             e.unanswered_tokens -= request.prompt
         if row[k] % 2 == 0:
             continue
@@ -782,4 +936,5 @@ def complete(st: View, limits: Limits) -> None:
         request.status = DONE
         request.end_s = now_s + limits.response_s
         e.outstanding -= 1
-        _over(i, now_s, YES, st, limits)
+        _count(i, now_s, st, limits)
+        over(i, now_s, YES, st.follow, st.requests, st.gate, limits)

@@ -37,6 +37,8 @@ class Schedule:
         think_s: pause between the answer before and this turn.
         priority: lower is served earlier where the engine schedules by priority. None: all alike.
         patience_s: how long after it was sent its client gives up. None: never.
+        key: which question it asks, word for word; -1 for one of its own. None: all are.
+        conversation: a number for each; None: as `after` has it.
     """
 
     arrived_at_s: FloatArray
@@ -47,6 +49,8 @@ class Schedule:
     think_s: FloatArray | None = None
     priority: IntArray | None = None
     patience_s: FloatArray | None = None
+    key: IntArray | None = None
+    conversation: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.arrived_at_s)
