@@ -4,7 +4,7 @@
 """
 
 from simulations.engine.dataplane import DataPlane, Reading
-from simulations.engine.gateway import BUCKETS_S, Balancing, Gateway, ResultCache
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.engine.replica import (
     check_lengths,
@@ -19,11 +19,8 @@ from simulations.engine.replica import (
 
 __all__ = [
     "BUCKETS_S",
-    "Balancing",
     "DataPlane",
-    "Gateway",
     "Reading",
-    "ResultCache",
     "SchedulerOptions",
     "check_lengths",
     "estimate",

@@ -44,7 +44,7 @@ def store(k: Int, at_s: float, gate: Gate) -> None:
     """The answer to question k is there from now on."""
     if gate.stored_s[k] > -np.inf:
         _drop(k, gate)
-    gate.stored_s[k] = max(gate.stored_s[k], at_s)
+    gate.stored_s[k] = np.maximum(gate.stored_s[k], at_s)
     _put_first(k, gate)
     if gate.ends[_COUNT] > gate.cache_size:
         oldest = np.int64(gate.ends[_OLDEST])

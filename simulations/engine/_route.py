@@ -15,7 +15,7 @@ from simulations.engine._blocks import uniform
 from simulations.engine._lists import COMING_HEAP, without_root
 from simulations.engine._replica import advance
 from simulations.engine._results import answered
-from simulations.engine._scheduler import enqueue, lose, over
+from simulations.engine._scheduler import enqueue, gives_up_s, lose, over
 from simulations.engine._state import (
     ABORTED,
     CACHED,
@@ -106,7 +106,6 @@ def _end(i: Int, status: Int, at_s: float, answer: bool, state: State, limits: L
     q = state.requests
     q[i].status = status
     q[i].attempts += 1
-    q[i].abandon_s += q[i].sent_s
     over(i, at_s, answer, state.follow, q, state.gate, limits)
 
 
@@ -166,7 +165,7 @@ def run_until(
             row = _any_behind(next_s, alive, e)
             t_s = next_s
         hit = asks and row < 0 and answered(np.int64(gate.key[i]), next_s, gate)
-        gone = held and q[i].sent_s + q[i].abandon_s <= now_s
+        gone = held and gives_up_s(i, q, gate) <= now_s
         if row < 0 and next_s < until_s and len(serving) > 0 and not (hit or gone):
             if len(canary) > 0 and _to_canary(i, canary_share, gate):
                 rows, last = canary, CHOSEN_CANARY

@@ -84,7 +84,7 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     request.replica = e.number
     request.version = e.version
     request.attempts += 1
-    request.abandon_s += request.sent_s
+    request.abandon_s = gives_up_s(i, q, st.gate)
     full = 0 <= limits.max_queued_requests < e.outstanding + 1
     if full or 0 <= limits.max_queued_tokens <= e.unanswered_tokens:
         e.rejected += 1
@@ -114,20 +114,40 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
 
 
 @compiled
-def retried(i: Int, q: Records, gate: Gate) -> bool:
-    """Whether request i would be sent again, if it came to nothing now."""
-    return bool(q[i].attempts <= gate.retries)
+def _leaves_s(i: Int, q: Records, gate: Gate) -> float:
+    """When the user of request i is out of patience."""
+    if len(gate.patience_s) == 0:
+        return np.inf
+    first_s = q[i].sent_s
+    if len(gate.asked_s) > 0 and not np.isnan(gate.asked_s[i]):
+        first_s = gate.asked_s[i]
+    return float(first_s + gate.patience_s[i])
 
 
 @compiled
-def _send_again(i: Int, at_s: float, follow: Follow, q: Records, gate: Gate) -> None:
-    """After a pause that doubles each time, as if nothing had happened."""
+def gives_up_s(i: Int, q: Records, gate: Gate) -> float:
+    """When the attempt that was sent last is given up."""
+    return float(min(q[i].sent_s + gate.timeout_s, _leaves_s(i, q, gate)))
+
+
+@compiled
+def again_s(i: Int, at_s: float, q: Records, gate: Gate) -> float:
+    """When request i would be sent again if it came to nothing now; inf: never."""
+    request = q[i]
+    if request.attempts > gate.retries:
+        return np.inf
+    pause_s = min(gate.backoff_s * 2.0 ** (request.attempts - 1), gate.longest_backoff_s)
+    next_s = at_s + pause_s * (1 - gate.jitter * uniform(gate.seed, i, np.int64(-request.attempts)))
+    return float(next_s) if next_s < _leaves_s(i, q, gate) else np.inf
+
+
+@compiled
+def _send_again(i: Int, next_s: float, follow: Follow, q: Records, gate: Gate) -> None:
+    """As if nothing had happened."""
     request = q[i]
     if np.isnan(gate.asked_s[i]):
         gate.asked_s[i] = request.sent_s
-    request.abandon_s -= request.sent_s
-    pause_s = gate.backoff_s * 2.0 ** (request.attempts - 1)
-    request.sent_s = at_s + pause_s * (0.5 + uniform(gate.seed, i, np.int64(-request.attempts)))
+    request.sent_s = next_s
     request.status = COMING
     request.first_s = np.nan
     request.out = 0
@@ -140,9 +160,11 @@ def over(
     i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate, limits: Limits
 ) -> None:
     """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent."""
-    if not answered and retried(i, q, gate):
-        _send_again(i, at_s, follow, q, gate)
-        return
+    if not answered:
+        next_s = again_s(i, at_s, q, gate)
+        if next_s < np.inf:
+            _send_again(i, next_s, follow, q, gate)
+            return
     if answered:
         at_s += limits.response_s
     if follow.closed[0] < follow.closed[1]:
@@ -229,7 +251,7 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
             e.n_waiting -= 1
         else:
             _stop(np.int64(request.slot), e.updated, NO, st, limits)
-        if retried(i, q, st.gate):
+        if again_s(i, now_s, q, st.gate) < np.inf:
             _withdraw(i, status, st, limits)
         request.status = ABORTED
         e.outstanding -= 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.gateway.spec import BALANCING, GatewaySpec
 from simulations.engine._state import (
     BLOCK,
     FLIGHT,
@@ -23,10 +24,11 @@ from simulations.engine._state import (
     Speed,
     State,
 )
-from simulations.engine.gateway import BALANCING, BUCKETS_S, Gateway
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
-from simulations.traffic import Schedule
+from simulations.traffic import Clients, Schedule
+from simulations.traffic.segments import shared_tokens
 
 _PER_REPLICA = (
     *("replicas", "slots", "finish", "phase_count", "flights", "news", "order"),
@@ -47,8 +49,6 @@ def new_requests(schedule: Schedule) -> Records:
         requests[name] = -1
     if schedule.priority is not None:
         requests["priority"] = schedule.priority
-    if schedule.patience_s is not None:  # counts from when it is sent
-        requests["abandon_s"] = schedule.patience_s
     return requests
 
 
@@ -57,7 +57,7 @@ def new_state(
     limits: Limits,
     replicas: int,
     *,
-    gateway: Gateway | None = None,
+    gateway: GatewaySpec | None = None,
     histograms: bool = False,
     seed: int = 0,
     concurrency: int | None = None,
@@ -78,7 +78,7 @@ def new_state(
     longest = 1
     if limits.caching and n:
         longest = int((schedule.prompt_tokens + schedule.output_tokens).max()) // limits.block_size
-    gate = gate_of(gateway or Gateway(), schedule, histograms=histograms, seed=seed)
+    gate = gate_of(gateway or GatewaySpec(), schedule, histograms=histograms, seed=seed)
     return State(
         requests=new_requests(schedule),
         **_rows(replicas, limits, longest + 1, gate.edges.shape),
@@ -144,10 +144,11 @@ def emptied(state: State, limits: Limits, row: int) -> None:
         getattr(state, name)[row] = fresh[name][0]
 
 
-def gate_of(gateway: Gateway, schedule: Schedule, *, histograms: bool, seed: int) -> Gate:
+def gate_of(gateway: GatewaySpec, schedule: Schedule, *, histograms: bool, seed: int) -> Gate:
     """The gateway as the compiled core wants it, with nothing in its cache."""
     n = len(schedule)
     none = np.zeros(0, dtype=np.int32)
+    clients = schedule.clients or Clients(timeout_s=None, max_retries=0)
     cache = gateway.result_cache
     key = none if schedule.key is None or cache is None else schedule.key.astype(np.int32)
     keys = int(key.max(initial=-1)) + 1
@@ -159,8 +160,12 @@ def gate_of(gateway: Gateway, schedule: Schedule, *, histograms: bool, seed: int
     return Gate(
         policy=BALANCING.index(gateway.balancing),
         most=-1 if gateway.max_outstanding is None else gateway.max_outstanding,
-        retries=gateway.max_retries,
-        backoff_s=gateway.backoff_s,
+        retries=clients.max_retries,
+        timeout_s=NEVER if clients.timeout_s is None else clients.timeout_s,
+        backoff_s=clients.backoff_s,
+        longest_backoff_s=clients.max_backoff_s,
+        jitter=clients.jitter,
+        patience_s=np.zeros(0) if schedule.patience_s is None else schedule.patience_s,
         cache_size=cache.size if cache is not None and keys else 0,
         cache_ttl_s=cache.ttl_s if cache is not None else 0.0,
         cache_s=cache.answer_s if cache is not None else 0.0,
@@ -168,7 +173,7 @@ def gate_of(gateway: Gateway, schedule: Schedule, *, histograms: bool, seed: int
         key=key,
         conversation=_conversations(schedule),
         prefix=_prefixes(schedule) if gateway.balancing == "prefix_hash" else none,
-        asked_s=np.full(n if gateway.max_retries else 0, np.nan),
+        asked_s=np.full(n if clients.max_retries else 0, np.nan),
         stored_s=np.full(keys, -NEVER),
         newer=np.full(keys, -1, dtype=np.int32),
         older=np.full(keys, -1, dtype=np.int32),
@@ -178,23 +183,17 @@ def gate_of(gateway: Gateway, schedule: Schedule, *, histograms: bool, seed: int
 
 
 def _conversations(schedule: Schedule) -> Int32Array:
-    """The first request of each one's conversation; () where all are alone."""
+    """A number for each one's conversation; () where all are alone."""
     if schedule.conversation is not None:
         return schedule.conversation.astype(np.int32)
-    if not schedule.conversations:
-        return np.zeros(0, dtype=np.int32)
-    assert schedule.after is not None
-    first = np.arange(len(schedule), dtype=np.int32)
-    for i in np.flatnonzero(schedule.after >= 0):  # the turn before stands before it
-        first[i] = first[schedule.after[i]]
-    return first
+    return np.zeros(0, dtype=np.int32)
 
 
 def _prefixes(schedule: Schedule) -> Int32Array:
     """A number for what each prompt begins with: its first segment, or the request itself."""
     if schedule.segments is None:
         return np.arange(len(schedule), dtype=np.int32)
-    return np.array([pieces[0][0] for pieces in schedule.segments], dtype=np.int32)
+    return schedule.segments.segment[schedule.segments.first[:-1]].astype(np.int32)
 
 
 def content_of(schedule: Schedule, *, caching: bool) -> Content:
@@ -202,44 +201,13 @@ def content_of(schedule: Schedule, *, caching: bool) -> Content:
     none = np.zeros(0, dtype=np.int64)
     if not caching or schedule.segments is None:
         return Content(none, none, none.astype(np.int32), none.astype(np.int32))
-    counts = np.fromiter((len(s) for s in schedule.segments), dtype=np.int64, count=len(schedule))
-    first = np.concatenate([[0], np.cumsum(counts)])
-    flat = [piece for segments in schedule.segments for piece in segments]
-    segment, tokens = np.array(flat, dtype=np.int64).reshape(-1, 2).T
-    total = np.cumsum(tokens)
-    offset = np.concatenate([[0], total])[first[:-1]]
+    segments = schedule.segments
     return Content(
-        first,
-        np.ascontiguousarray(segment),
-        (total - np.repeat(offset, counts)).astype(np.int32),
-        _shared(schedule),
+        segments.first,
+        np.ascontiguousarray(segments.segment),
+        segments.ends().astype(np.int32),
+        shared_tokens(segments, schedule.output_tokens),
     )
-
-
-def _shared(schedule: Schedule) -> Int32Array:
-    """Tokens at the beginning of prompt and answer that another request has too, by segments."""
-    assert schedule.segments is not None
-    seen: dict[tuple[int, int], int] = {}  # (place in the tree, segment): users
-    places: dict[tuple[int, int], int] = {}
-    paths = []
-    for i, segments in enumerate(schedule.segments):
-        place = 0
-        path = []
-        for segment, _ in (*segments, (-1 - i, 0)):
-            step = (place, segment)
-            seen[step] = seen.get(step, 0) + 1
-            path.append(step)
-            place = places.setdefault(step, len(places) + 1)
-        paths.append(path)
-    shared = np.zeros(len(schedule), dtype=np.int32)
-    for i, path in enumerate(paths):
-        lengths = [tokens for _, tokens in schedule.segments[i]]
-        lengths.append(int(schedule.output_tokens[i]))
-        for step, tokens in zip(path, lengths, strict=True):
-            if seen[step] < 2:
-                break
-            shared[i] += tokens
-    return shared
 
 
 def speed_of(

@@ -278,13 +278,20 @@ class Follow(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What stands between clients and replicas: Gateway as numbers."""
+    """Clients and GatewaySpec as numbers: what stands between users and replicas."""
 
     policy: int
     most: int
     """Outstanding requests of a replica that takes no more, -1 for no limit."""
     retries: int
+    """How often clients send again what failed."""
+    timeout_s: float
+    """Of one attempt."""
     backoff_s: float
+    longest_backoff_s: float
+    jitter: float
+    patience_s: FloatArray
+    """(n,): after so long its user leaves, whatever attempt it is; () never."""
     cache_size: int
     cache_ttl_s: float
     cache_s: float

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.gateway.spec import GatewaySpec
 from simulations.engine._route import (
     ARRIVED,
     AT_GATEWAY,
@@ -24,7 +25,7 @@ from simulations.engine._route import (
 )
 from simulations.engine._setup import emptied, grown, limits_of, new_state, speed_of
 from simulations.engine._state import DIGEST, REPLICA, IntArray, Records
-from simulations.engine.gateway import BUCKETS_S, Gateway
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
@@ -83,7 +84,7 @@ class DataPlane:
         latency: LatencyModel,
         options: SchedulerOptions,
         *,
-        gateway: Gateway | None = None,
+        gateway: GatewaySpec | None = None,
         histograms: bool = False,
         concurrency: int | None = None,
         noise: bool = True,
@@ -92,7 +93,7 @@ class DataPlane:
         traced: tuple[int, int] = (0, 0),
     ) -> None:
         """
-        Args:    gateway: None is `Gateway()`.
+        Args:    gateway: None is `GatewaySpec()`.
                  histograms: count latencies by bucket, as vLLM does.
                  concurrency: closed loop: so many users share the requests, each sending the next
                      one when the last is over; arrival times are then outcomes.

@@ -11,17 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from serving.gateway.spec import BALANCING, GatewaySpec, ResultCache
 from simulations.engine import (
     BUCKETS_S,
     DataPlane,
-    Gateway,
     Reading,
-    ResultCache,
     SchedulerOptions,
     request_frame,
 )
-from simulations.engine.gateway import BALANCING
-from simulations.traffic import Schedule
+from simulations.traffic import Clients, Schedule, Segments
 from tests.simulations.models import latency
 
 OPTIONS = SchedulerOptions(max_seqs=16, max_step_tokens=512)
@@ -41,7 +39,7 @@ def drawn(
     )
 
 
-def plane(schedule: Schedule, gateway: Gateway | None = None, **changes: Any) -> DataPlane:
+def plane(schedule: Schedule, gateway: GatewaySpec | None = None, **changes: Any) -> DataPlane:
     return DataPlane(
         schedule, latency(), OPTIONS, gateway=gateway, noise=False, histograms=True, **changes
     )
@@ -56,7 +54,7 @@ def outcome(data: DataPlane) -> pd.DataFrame:
 
 
 def served(
-    schedule: Schedule, gateway: Gateway | None = None, replicas: int = 3, **changes: Any
+    schedule: Schedule, gateway: GatewaySpec | None = None, replicas: int = 3, **changes: Any
 ) -> tuple[pd.DataFrame, list[Reading], DataPlane]:
     """All of it on some replicas, until nothing is left."""
     data = plane(schedule, gateway, **changes)
@@ -74,6 +72,7 @@ def served(
     backoff_s=st.sampled_from([0.0, 0.001, 0.3]),
     cache=st.sampled_from([None, 1, 3, 100]),
     patience_s=st.sampled_from([0.002, 0.05, 1.0, np.inf]),
+    timeout_s=st.sampled_from([0.003, 0.1, None]),
     error_share=st.sampled_from([0.0, 0.2]),
     priority=st.booleans(),
     in_flight=st.booleans(),
@@ -87,6 +86,7 @@ def test_every_request_ends_once_and_leaves_nothing_behind(
     backoff_s: float,
     cache: int | None,
     patience_s: float,
+    timeout_s: float | None,
     error_share: float,
     priority: bool,
     in_flight: bool,
@@ -102,13 +102,12 @@ def test_every_request_ends_once_and_leaves_nothing_behind(
         key=rng.integers(-1, 6, n),
         patience_s=np.where(rng.random(n) < 0.5, patience_s, np.inf),
         priority=rng.integers(0, 3, n),
+        clients=Clients(timeout_s=timeout_s, max_retries=retries, backoff_s=backoff_s),
     )
-    gateway = Gateway.model_validate(
+    gateway = GatewaySpec.model_validate(
         {
             "balancing": balancing,
             "max_outstanding": most,
-            "max_retries": retries,
-            "backoff_s": backoff_s,
             "result_cache": None if cache is None else ResultCache(size=cache, ttl_s=1.0),
         }
     )
@@ -137,36 +136,38 @@ def test_every_request_ends_once_and_leaves_nothing_behind(
     assert (done["first_token_s"] > done["arrived_at_s"]).all()
     np.testing.assert_allclose(found["arrived_at_s"], schedule.arrived_at_s)
     given_up = found["outcome"].isin(["rejected", "failed", "aborted"])
-    assert (found.loc[given_up, "attempts"] == retries + 1).all()
+    patient = np.isinf(schedule.patience_s) if schedule.patience_s is not None else True
+    assert (found.loc[given_up & patient, "attempts"] == retries + 1).all()
 
 
 def test_without_a_gateway_nothing_changes() -> None:
     """Options that do not bind leave every time as it was."""
-    schedule = drawn(key=np.zeros(400, dtype=np.int64) - 1)
-    plain, _, _ = served(schedule)
-    bound = Gateway(max_outstanding=10**6, max_retries=3, result_cache=ResultCache())
-    found, _, _ = served(schedule, bound)
+    plain, _, _ = served(drawn())
+    patient = drawn(
+        key=np.full(400, -1), clients=Clients(timeout_s=1e5), patience_s=np.full(400, 1e6)
+    )
+    found, _, _ = served(patient, GatewaySpec(max_outstanding=10**6, result_cache=ResultCache()))
     pd.testing.assert_frame_equal(found, plain)
 
 
 def test_retries_wait_longer_each_time() -> None:
-    schedule = drawn(50)
-    data = plane(schedule, Gateway(max_retries=3, backoff_s=2.0))
+    clients = Clients(timeout_s=None, max_retries=4, backoff_s=2.0, max_backoff_s=6.0, jitter=0.5)
+    data = plane(drawn(50, clients=clients))
     data.advance(1e6, [data.add(error_share=1.0)])
     found = outcome(data)
     assert (found["outcome"] == "failed").all()
-    assert (found["attempts"] == 4).all()
-    # 2, 4 and 8 s, each times 0.5 to 1.5.
+    assert (found["attempts"] == 5).all()
+    # 2, 4, 6 and 6 s, each less up to a half.
     pauses_s = (found["sent_s"] - found["arrived_at_s"]).to_numpy()
-    assert pauses_s.min() >= 7.0
-    assert pauses_s.max() <= 21.0
+    assert pauses_s.min() >= 9.0
+    assert pauses_s.max() <= 18.0
     assert pauses_s.std() > 1.0
 
 
 def test_a_crash_fails_what_the_replica_holds_and_retries_find_another() -> None:
-    schedule = drawn(200, 50.0)
     for retries in (0, 1):
-        data = plane(schedule, Gateway(max_retries=retries, backoff_s=0.1))
+        clients = Clients(timeout_s=None, max_retries=retries, backoff_s=0.1)
+        data = plane(drawn(200, 50.0, clients=clients))
         first, second = data.add(), data.add()
         data.advance(2.0, [first, second])
         before = data.read(first)
@@ -208,7 +209,7 @@ def test_a_question_is_answered_from_the_cache_iff_its_answer_is_fresh(
     """With room for all: by the time of the last answer from a replica."""
     rng = np.random.default_rng(seed)
     schedule = drawn(200, 40.0, seed, key=rng.integers(-1, 8, 200))
-    found, _, data = served(schedule, Gateway(result_cache=ResultCache(size=8, ttl_s=ttl_s)))
+    found, _, data = served(schedule, GatewaySpec(result_cache=ResultCache(size=8, ttl_s=ttl_s)))
     assert schedule.key is not None
     found = found.assign(key=schedule.key)
     fresh = []
@@ -229,7 +230,7 @@ def test_the_least_recently_used_answer_goes_first() -> None:
     schedule = Schedule(
         np.arange(6) * 10.0, np.full(6, 8), np.full(6, 4), key=keys.astype(np.int64)
     )
-    found, _, _ = served(schedule, Gateway(result_cache=ResultCache(size=2)), replicas=1)
+    found, _, _ = served(schedule, GatewaySpec(result_cache=ResultCache(size=2)), replicas=1)
     assert found["outcome"].tolist() == [
         *("answered", "answered", "cached", "answered", "cached", "answered")
     ]
@@ -237,7 +238,7 @@ def test_the_least_recently_used_answer_goes_first() -> None:
 
 def test_a_full_fleet_answers_503() -> None:
     schedule = drawn(300, 300.0)
-    found, readings, data = served(schedule, Gateway(max_outstanding=4), replicas=2)
+    found, readings, data = served(schedule, GatewaySpec(max_outstanding=4), replicas=2)
     refused = found["outcome"] == "rejected"
     assert 0 < refused.sum() == data.refused < 300
     # At no time more than four at a replica.
@@ -250,7 +251,7 @@ def test_a_full_fleet_answers_503() -> None:
 
 
 def test_round_robin_takes_turns() -> None:
-    found, _, _ = served(drawn(), Gateway(balancing="round_robin"))
+    found, _, _ = served(drawn(), GatewaySpec(balancing="round_robin"))
     counts = found["replica"].value_counts()
     assert counts.max() - counts.min() <= 1
     assert found["replica"].iloc[:6].tolist() == [1, 2, 0, 1, 2, 0]
@@ -263,7 +264,9 @@ def test_fewest_outstanding_never_makes_longer_queues_than_two_choices_and_those
     schedule = drawn(6000, 250.0)
     worst = {}
     for balancing in ("least_outstanding", "two_choices", "round_robin"):
-        found, _, _ = served(schedule, Gateway.model_validate({"balancing": balancing}), replicas=8)
+        found, _, _ = served(
+            schedule, GatewaySpec.model_validate({"balancing": balancing}), replicas=8
+        )
         worst[balancing] = float(found["e2e_s"].mean())
     assert worst["least_outstanding"] <= worst["two_choices"] * 1.001
     assert worst["two_choices"] < worst["round_robin"]
@@ -273,7 +276,7 @@ def test_prompts_that_begin_alike_meet_until_their_replica_is_overloaded() -> No
     n = 600
     rng = np.random.default_rng(0)
     group = rng.integers(0, 40, n)
-    segments = tuple(((int(g), 20), (100 + i, 5)) for i, g in enumerate(group))
+    segments = Segments.of(((int(g), 20), (100 + i, 5)) for i, g in enumerate(group))
     for rate_rps, at_least in ((2.0, 0.9), (400.0, 0.2)):
         schedule = Schedule(
             np.cumsum(rng.exponential(1 / rate_rps, n)),
@@ -281,7 +284,7 @@ def test_prompts_that_begin_alike_meet_until_their_replica_is_overloaded() -> No
             np.full(n, 20),
             segments=segments,
         )
-        found, _, _ = served(schedule, Gateway(balancing="prefix_hash"), replicas=4)
+        found, _, _ = served(schedule, GatewaySpec(balancing="prefix_hash"), replicas=4)
         table = pd.crosstab(group, found["replica"])
         alike = table.max(axis=1).sum() / n
         assert alike >= at_least
@@ -355,3 +358,15 @@ def test_who_waits_at_the_gateway_too_long_gives_up_there() -> None:
     assert data.at_gateway == 20
     data.advance(1e6, [row])
     assert set(outcome(data)["outcome"]) == {"aborted"}
+
+
+def test_a_user_out_of_patience_does_not_come_back() -> None:
+    clients = Clients(timeout_s=1.0, max_retries=10, backoff_s=1.0, max_backoff_s=1.0, jitter=0.0)
+    n = 60
+    schedule = Schedule(
+        np.zeros(n), np.full(n, 200), np.full(n, 2000), patience_s=np.full(n, 3.5), clients=clients
+    )
+    found, _, _ = served(schedule, replicas=1)
+    # Sent at 0 and 2 s, each given up after 1 s; a third time would be sent at 4 s.
+    assert set(found["outcome"]) == {"aborted"}
+    assert set(found["attempts"]) == {2}
