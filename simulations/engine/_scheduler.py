@@ -610,6 +610,8 @@ def step_s_of(
         + speed.kv_token * kv
         + speed.attention * attention
     )
+    if prefill > 0:
+        step_s += speed.prefill
     if len(speed.residuals) > 0:
         drawn = mixed(mixed(seed, step), 1)
         step_s *= speed.residuals[drawn % np.uint64(len(speed.residuals))]

@@ -207,6 +207,7 @@ class Speed(NamedTuple):
     token: float
     kv_token: float
     attention: float
+    prefill: float
     overhead: float
     padded: Int32Array
     """(k,): tokens that a decode step of so many is computed for."""
@@ -520,6 +521,7 @@ def speed_of(
         token=latency.per_token_s,
         kv_token=latency.per_kv_token_s,
         attention=latency.per_prefill_attention_s,
+        prefill=latency.prefill_step_s,
         overhead=latency.step_overhead_s,
         padded=padded,
         residuals=residuals,
