@@ -100,6 +100,15 @@ def test_prefill_attention_is_found_where_it_matters() -> None:
     assert fit([measurement(steps(4000, 4))]).per_prefill_attention_s == 0
 
 
+def test_what_any_prefill_costs_is_found_where_it_costs_something() -> None:
+    model = fit([measurement(steps(4000, 4, prefill_step_s=5e-3))])
+    assert model.prefill_step_s == pytest.approx(5e-3, rel=0.05)
+    for name, true in TRUE.items():
+        assert getattr(model, name) == pytest.approx(true, rel=0.05), name
+    assert np.std([draw.prefill_step_s for draw in model.draws]) < 5e-4
+    assert fit([measurement(steps(4000, 4))]).prefill_step_s == 0
+
+
 # -- scatter and uncertainty -------------------------------------------------------------------
 
 
