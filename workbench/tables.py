@@ -135,7 +135,7 @@ def fleet_table(tuning: Tuning) -> pd.DataFrame:
 
 
 def day_table(result: SimResult, plan: Plan) -> pd.DataFrame:
-    """A simulated day as rows of metric, value and interval, the limits beside them."""
+    """A simulated day as rows of metric, value, interval (and how much of it is the model's), limit."""
     limits = plan.slo.limits()
     return pd.DataFrame(
         [
@@ -145,6 +145,7 @@ def day_table(result: SimResult, plan: Plan) -> pd.DataFrame:
                 "value": estimate.value,
                 "low": estimate.low,
                 "high": estimate.high,
+                "of_model": result.of_model.get(name, float("nan")),
                 "limit": limits.get(name, float("nan")),
             }
             for name, estimate in result.metrics.items()

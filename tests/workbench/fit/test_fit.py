@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from serving.errors import ExtrapolationError, InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
 from simulations.latency import ColdStart, FittedRange
+from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import ClosedLoop, Fixed, Workload
-from workbench.fit import check_range, fit, fitted_max_num_seqs
+from workbench.fit import fit
 from workbench.measure import ReplicaInfo
 
 from .made import ENGINE, TRUE, environment, latency_model, measurement, poisson, steps
@@ -266,8 +268,9 @@ def test_extrapolation_is_refused(
     model = latency_model(fitted_range=FittedRange(**largest))
     args = EngineArgs.model_validate(ENGINE.model_dump() | engine)
     if complaint is None:
-        check_range(model, args, poisson(1.0))
+        assert check_range(model, args, poisson(1.0)) == ()
     else:
         with pytest.raises(ExtrapolationError, match=complaint):
             check_range(model, args, poisson(1.0))
+        assert re.search(complaint, check_range(model, args, poisson(1.0), force=True)[0])
     assert fitted_max_num_seqs(model) == 40
