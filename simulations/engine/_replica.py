@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulations.engine._blocks import take_blocks
 from simulations.engine._scheduler import (
     abandon,
     begin,
     complete,
-    grow_in_order,
     step_s_of,
     take_in,
 )
@@ -27,7 +27,7 @@ def _next_finish(st: View, limits: Limits) -> Int:
     while st.finish[(at + 1) % limits.ring] < 0:
         at += 1
     e.scanned = at
-    return int(at + 1 - e.rounds)
+    return np.int64(at + 1 - e.rounds)
 
 
 @compiled
@@ -71,7 +71,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     lacks blocks, and before a step that would not be over by `until`.
     """
     e, q = st.row[0], st.requests
-    n = e.n_decode
+    n = np.int64(e.n_decode)
     if n == 0 or n != e.n_running or (e.n_waiting > 0 and n < limits.max_seqs):
         return False
     if e.step - e.updated != limits.depth - 1 or len(st.pairs) > 0:
@@ -82,6 +82,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     give_up_s = NEVER if e.abandon_root < 0 else q[e.abandon_root].abandon_s
     gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
     before = e.step
+    nothing = np.int64(0)
     last = e.step + _next_finish(st, limits) - 1
     while e.step < last and e.clock_s < stop_s:
         oldest = st.flights[(e.updated + 1) % 2]
@@ -91,7 +92,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         if need > e.free_blocks:
             break
         step = e.step + 1
-        step_s = step_s_of(step, 0, 0, n, e.kv_tokens, 0.0, e.seed, speed)
+        step_s = step_s_of(step, nothing, nothing, n, e.kv_tokens, 0.0, e.seed, speed)
         start_s = max(e.clock_s, e.last_end_s)
         end_s = start_s + step_s + gap_s
         done_s = oldest.end_s if limits.depth == 2 else end_s
@@ -109,10 +110,9 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         else:
             e.busy_s += step_s
             e.active_s += end_s - start_s
-        if not limits.caching:
-            e.free_blocks -= need
-        elif need > 0:
-            grow_in_order(0, st, limits)
+        e.free_blocks -= need
+        if limits.caching:
+            take_blocks(np.int64(need), st.blocks, st.lookup)
         e.rounds += 1
         e.kv_tokens += n
         e.step = step

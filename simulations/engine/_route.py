@@ -59,11 +59,11 @@ def _least(serving: IntArray, at_s: float, cursor: IntArray, e: Records) -> Int:
             position = 0
         replica = e[serving[position]]
         if replica.quiet_until_s <= at_s:
-            return int(-1 - serving[position])
+            return np.int64(-1 - serving[position])
         if replica.outstanding < fewest:
             best = position
             fewest = replica.outstanding
-    return int(best)
+    return np.int64(best)
 
 
 @compiled

@@ -22,7 +22,7 @@ from simulations.engine._blocks import (
     mixed,
     next_key,
     release,
-    take_block,
+    take_blocks,
     touch_block,
 )
 from simulations.engine._lists import (
@@ -31,12 +31,9 @@ from simulations.engine._lists import (
     WAITING_HEAP,
     give_slot,
     link_finish,
-    link_phase,
     push,
-    sort_by_ticket,
     take_slot,
     unlink_finish,
-    unlink_phase,
     without_root,
 )
 from simulations.engine._state import (
@@ -45,11 +42,13 @@ from simulations.engine._state import (
     DONE,
     DRAINING,
     INBOX,
+    NO,
     PREFILL,
     REJECTED,
     RUNNING,
     STALLED,
     WAITING,
+    YES,
     Int,
     Limits,
     Records,
@@ -75,7 +74,7 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     full = 0 <= limits.max_queued_requests < e.outstanding + 1
     if full or 0 <= limits.max_queued_tokens <= e.unanswered_tokens:
         request.status = REJECTED
-        _over(i, at_s, False, st, limits)
+        _over(i, at_s, NO, st, limits)
         return
     request.status = INBOX
     request.queued_s = at_s + limits.overhead_s
@@ -90,7 +89,7 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     e.unanswered_tokens += request.prompt
     if request.abandon_s < np.inf:
         request.abandon_s += request.sent_s
-        e.abandon_root = push(ABANDON_HEAP, e.abandon_root, i, q)
+        e.abandon_root = push(ABANDON_HEAP, e.abandon_root, np.int64(i), q)
     e.quiet_until_s = min(e.quiet_until_s, request.queued_s)
 
 
@@ -116,14 +115,14 @@ def take_in(now_s: float, st: View, limits: Limits) -> None:
     """Requests that have reached the engine by now join its queue."""
     e, q = st.row[0], st.requests
     while e.inbox_head >= 0 and q[e.inbox_head].queued_s <= now_s:
-        i = e.inbox_head
+        i = np.int64(e.inbox_head)
         e.inbox_head = q[i].left
         if e.inbox_head < 0:
             e.inbox_tail = -1
         if q[i].status == INBOX:
             e.n_inbox -= 1
             q[i].status = WAITING
-            _wait(i, False, st, limits)
+            _wait(i, NO, st, limits)
 
 
 @compiled
@@ -161,7 +160,7 @@ def _first_waiting(st: View, limits: Limits) -> Int:
     e, q = st.row[0], st.requests
     while e.waiting_head >= 0 and q[e.waiting_head].status != WAITING:
         _pop_waiting(st, limits)
-    return int(e.waiting_head)
+    return np.int64(e.waiting_head)
 
 
 @compiled
@@ -183,12 +182,12 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
         elif status == WAITING:
             e.n_waiting -= 1
         else:
-            _stop(np.int64(request.slot), e.updated, False, st, limits)
+            _stop(np.int64(request.slot), e.updated, NO, st, limits)
         request.status = ABORTED
         e.outstanding -= 1
         if np.isnan(request.first_s):
             e.unanswered_tokens -= request.prompt
-        _over(i, now_s, False, st, limits)
+        _over(i, now_s, NO, st, limits)
 
 
 # -- slots ---------------------------------------------------------------------------------------
@@ -198,8 +197,8 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
 def _out(slot: Records, st: View) -> Int:
     """Output tokens that steps so far bring."""
     if slot.kind == DECODE:
-        return int(slot.base + st.row[0].rounds)
-    return int(st.requests[slot.request].out)
+        return np.int64(slot.base + st.row[0].rounds)
+    return np.int64(st.requests[slot.request].out)
 
 
 @compiled
@@ -207,8 +206,8 @@ def _held(slot: Records, st: View) -> Int:
     """Tokens in the KV cache with the steps so far."""
     request = st.requests[slot.request]
     if slot.kind == PREFILL:
-        return int(request.computed)
-    return int(request.prompt + _out(slot, st) - 1)
+        return np.int64(request.computed)
+    return np.int64(request.prompt + _out(slot, st) - 1)
 
 
 @compiled
@@ -226,8 +225,6 @@ def _decode(s: Int, since: Int, st: View, limits: Limits) -> None:
     e.kv_tokens += request.prompt + request.out - 1
     phase = (1 - request.prompt - slot.base) % limits.block_size
     st.phase_count[phase] += 1
-    if limits.caching:
-        link_phase(s, phase, st.slots, st.phase)
 
 
 @compiled
@@ -242,8 +239,6 @@ def _undecode(s: Int, st: View, limits: Limits) -> None:
     e.kv_tokens -= request.prompt + request.out - 1
     phase = (1 - request.prompt - slot.base) % limits.block_size
     st.phase_count[phase] -= 1
-    if limits.caching:
-        unlink_phase(s, phase, st.slots, st.phase)
 
 
 @compiled
@@ -264,7 +259,7 @@ def _cached_tokens(slot: Records, updated: Int, st: View, limits: Limits) -> Int
     Args:    updated: the last step that has come back.
     """
     if slot.kind == PREFILL or limits.depth == 1:
-        return int(_held(slot, st) + slot.tokens)
+        return np.int64(_held(slot, st) + slot.tokens)
     e, prompt = st.row[0], st.requests[slot.request].prompt
     out = _out(slot, st)
     delivered = out
@@ -279,7 +274,7 @@ def _cached_tokens(slot: Records, updated: Int, st: View, limits: Limits) -> Int
         best = max(best, prompt + known)
     if slot.tokens > 0:
         best = max(best, prompt + delivered)
-    return int(best)
+    return np.int64(best)
 
 
 @compiled
@@ -296,7 +291,7 @@ def _stop(s: Int, updated: Int, again: bool, st: View, limits: Limits) -> None:
         if not again:
             findable = _shareable(slot.request, cached, st, limits)
         _list(s, findable, st, limits)
-        e.free_blocks += release(s, count, cached, st.table, st.blocks)
+        e.free_blocks += release(s, slot.listed, cached, count, st.table, st.blocks)
     else:
         e.free_blocks += count
     if slot.kind == DECODE:
@@ -315,7 +310,7 @@ def _shareable(i: Int, cached: Int, st: View, limits: Limits) -> Int:
     """Of so many cached blocks, those that another request may look for."""
     if len(st.content.shared) == 0:
         return 0
-    return int(min(cached, st.content.shared[i] // limits.block_size))
+    return np.int64(min(cached, st.content.shared[i] // limits.block_size))
 
 
 @compiled
@@ -326,13 +321,13 @@ def _list(s: Int, count: Int, st: View, limits: Limits) -> None:
     if first >= count:
         return
     key = np.uint64(0)
-    at = 0
+    at = np.int64(0)
     if first > 0:
         key = st.blocks[st.table[s, first - 1]].key
     size = limits.block_size
     for k in range(first, count):
         key, at = next_key(key, at, slot.request, k * size, size, st.requests, st.content)
-        list_block(st.table[s, k], key, st.blocks, st.lookup)
+        st.table[s, k] = list_block(key, st.blocks, st.lookup)
     slot.listed = count
 
 
@@ -347,14 +342,14 @@ def _hits(i: Int, s: Int, st: View, limits: Limits) -> Int:
     if q[i].preemptions == 0:
         most = _shareable(i, most, st, limits)
     key = np.uint64(0)
-    at = 0
+    at = np.int64(0)
     for k in range(most):
         key, at = next_key(key, at, i, k * limits.block_size, limits.block_size, q, st.content)
         b = find(key, st.blocks, st.lookup)
         if b == 0:
             return k
         st.table[s, k] = b
-    return int(most)
+    return np.int64(most)
 
 
 @compiled
@@ -365,12 +360,19 @@ def _grow(s: Int, tokens: Int, st: View, limits: Limits) -> None:
     have = _blocks_of(held, limits)
     need = _blocks_of(held + tokens, limits)
     st.row[0].free_blocks -= need - have
-    if not limits.caching:
-        return
-    for k in range(have, need):
-        st.table[s, k] = take_block(st.blocks, st.lookup)
-    if slot.kind == PREFILL:  # what a decode makes can only be found when its request is over
-        full = (held + tokens) // limits.block_size
+    if limits.caching:
+        take_blocks(need - have, st.blocks, st.lookup)
+        _list_prefill(s, tokens, st, limits)
+
+
+@compiled
+def _list_prefill(s: Int, tokens: Int, st: View, limits: Limits) -> None:
+    """Blocks of a prompt can be found as soon as a step fills them; those of an answer only when
+    its request is over.
+    """
+    slot = st.slots[s]
+    if slot.kind == PREFILL:
+        full = (_held(slot, st) + tokens) // limits.block_size
         _list(s, _shareable(slot.request, full, st, limits), st, limits)
 
 
@@ -395,7 +397,7 @@ def _wanted(slot: Records, cap: Int, st: View) -> Int:
         return 1
     request = st.requests[slot.request]
     tokens = request.prompt + request.out - request.computed
-    return int(min(tokens, cap)) if cap > 0 else int(tokens)
+    return np.int64(min(tokens, cap)) if cap > 0 else int(tokens)
 
 
 @compiled
@@ -429,32 +431,12 @@ def _plan(cap: Int, st: View, limits: Limits) -> Int:
         need += _blocks_of(held + tokens, limits) - _blocks_of(held, limits)
     if need > e.free_blocks:
         return -1
-    if not limits.caching:
-        e.free_blocks -= need
-        return int(left)
-    if count == 0 and need == 0:
-        return int(left)
-    grow_in_order(count, st, limits)
-    return int(left)
-
-
-@compiled
-def grow_in_order(count: Int, st: View, limits: Limits) -> None:
-    """Blocks for all that need some in this step, in the order of the running list.
-
-    Args:    count: so many slots that prefill are in `st.order`.
-    """
-    slots = st.slots
-    s = st.phase[st.row[0].rounds % limits.block_size]
-    while s >= 0:
-        st.order[count] = s
-        count += 1
-        s = slots[s].phase_after
-    sort_by_ticket(st.order, count, slots)
-    for k in range(count):
-        slot = slots[st.order[k]]
-        tokens = 1 if slot.kind == DECODE else slot.tokens
-        _grow(st.order[k], tokens, st, limits)
+    e.free_blocks -= need
+    if limits.caching:
+        take_blocks(np.int64(need), st.blocks, st.lookup)
+        for k in range(count - 1, -1, -1):
+            _list_prefill(np.int64(st.order[k]), np.int64(slots[st.order[k]].tokens), st, limits)
+    return np.int64(left)
 
 
 @compiled
@@ -462,7 +444,7 @@ def _victim(st: View, limits: Limits) -> Int:
     """Who is preempted: the youngest, or of the lowest priority the latest to arrive."""
     e, q, slots = st.row[0], st.requests, st.slots
     if not limits.priority:
-        return int(e.last_slot)
+        return np.int64(e.last_slot)
     worst = e.first_slot
     s = slots[worst].after
     while s >= 0:
@@ -471,7 +453,7 @@ def _victim(st: View, limits: Limits) -> Int:
         if a.priority > b.priority or later:
             worst = s
         s = slots[s].after
-    return int(worst)
+    return np.int64(worst)
 
 
 @compiled
@@ -508,11 +490,11 @@ def _walk(cap: Int, st: View, limits: Limits) -> Int:
                 skipped += limits.victim_skips
             left += slots[victim].tokens
             i = np.int64(slots[victim].request)
-            _stop(victim, e.updated, True, st, limits)
+            _stop(victim, e.updated, YES, st, limits)
             q[i].status = WAITING
             q[i].computed = 0
             q[i].preemptions += 1
-            _wait(i, True, st, limits)
+            _wait(i, YES, st, limits)
             e.preempted += 1
             preempted = True
         if gone and limits.self_ends:
@@ -575,7 +557,7 @@ def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
         _grow(s, tokens, st, limits)
         slot.tokens = tokens
         left -= tokens
-    return int(left)
+    return np.int64(left)
 
 
 @compiled
@@ -613,7 +595,7 @@ def step_s_of(
     if prefill > 0:
         step_s += speed.prefill
     if len(speed.residuals) > 0:
-        drawn = mixed(mixed(seed, step), 1)
+        drawn = mixed(mixed(seed, step), np.int64(1))
         step_s *= speed.residuals[drawn % np.uint64(len(speed.residuals))]
     return float(step_s)
 
@@ -683,7 +665,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
                 _undecode(s, st, limits)
                 slots[s].kind = DRAINING
                 slots[s].last = step
-                _note(s, True, step, st)
+                _note(s, YES, step, st)
             e.scanned = max(e.scanned, e.rounds)
     _settle(step, walked, held_some, st, limits)
     if held_some:
@@ -728,10 +710,10 @@ def _settle(step: Int, walked: bool, held_some: bool, st: View, limits: Limits) 
             slot.kind = DRAINING
             slot.last = step
             slot.since = since
-            _note(here, True, step, st)
+            _note(here, YES, step, st)
             continue
         if first:
-            _note(here, False, step, st)
+            _note(here, NO, step, st)
         _decode(here, since, st, limits)
 
 
@@ -794,10 +776,10 @@ def complete(st: View, limits: Limits) -> None:
         if row[k] % 2 == 0:
             continue
         if request.status == RUNNING:
-            _stop(np.int64(request.slot), step, False, st, limits)
+            _stop(np.int64(request.slot), step, NO, st, limits)
         else:  # preempted with its last token in flight
             e.n_waiting -= 1
         request.status = DONE
         request.end_s = now_s + limits.response_s
         e.outstanding -= 1
-        _over(i, now_s, True, st, limits)
+        _over(i, now_s, YES, st, limits)

@@ -65,6 +65,9 @@ def _compiled(function: Compiled, *, from_python: bool) -> Compiled:
     )
 
 
+YES: Any = np.bool_(True)
+NO: Any = np.bool_(False)
+"""Of a type, unlike True and False: a function is compiled once for both."""
 COMING, INBOX, WAITING, RUNNING, DONE, ABORTED, REJECTED = range(7)
 """Status of a request: not sent yet, on its way to the queue, in it, running, and three ends."""
 PREFILL, DECODE, STALLED, DRAINING = range(4)
@@ -111,8 +114,6 @@ SLOT = np.dtype(
         ("after", np.int32),
         ("finish_before", np.int32),  # those that end with the same round
         ("finish_after", np.int32),
-        ("phase_before", np.int32),  # those that need a block in the same round
-        ("phase_after", np.int32),
     ],
     align=True,
 )
@@ -130,11 +131,12 @@ FLIGHT = np.dtype(
 
 BLOCK = np.dtype(
     [
-        ("key", np.uint64),  # of all tokens up to its end; 0 where it cannot be found
-        ("before", np.int32),  # free queue
+        ("key", np.uint64),  # of all tokens up to its end; 0 of a run
+        ("before", np.int32),  # free queue; `after` links unused nodes too
         ("after", np.int32),
         ("twin", np.int32),  # the next younger block of the same key
-        ("held", np.int32),
+        ("held", np.int32),  # by so many requests; of the first node: the first unused one
+        ("run", np.int32),  # so many free blocks that cannot be found
     ],
     align=True,
 )
@@ -277,9 +279,8 @@ class State(NamedTuple):
     """(r, max_seqs)"""
     finish: Int32Array
     """(r, ring): slots that end with a round, by round modulo ring."""
-    phase: Int32Array
-    """(r, block_size): DECODE slots that need a block, by round modulo block_size."""
     phase_count: Int32Array
+    """(r, block_size): how many DECODE slots need a block, by round modulo block_size."""
     flights: Records
     """(r, 2): the steps in flight, by number modulo 2."""
     news: Int32Array
@@ -287,9 +288,9 @@ class State(NamedTuple):
     order: Int32Array
     """(r, max_seqs): scratch."""
     table: Int32Array
-    """(r, max_seqs, longest): blocks of each slot, where prefixes are cached."""
+    """(r, max_seqs, longest): nodes of the first blocks of each slot, where prefixes are cached."""
     blocks: Records
-    """(r, blocks): the first is the ends of the free queue."""
+    """(r, blocks + 2): nodes; the first is the ends of the free queue."""
     lookup: Int32Array
     """(r, 2^k): blocks by key, open addressing; 0 is empty."""
     follow: Follow
@@ -309,7 +310,6 @@ class View(NamedTuple):
     """(1,): the replica itself."""
     slots: Records
     finish: Int32Array
-    phase: Int32Array
     phase_count: Int32Array
     flights: Records
     news: Int32Array
@@ -331,7 +331,6 @@ def view(r: Int, state: State) -> View:
         state.replicas[r : r + 1],
         state.slots[r],
         state.finish[r],
-        state.phase[r],
         state.phase_count[r],
         state.flights[r],
         state.news[r],
@@ -349,7 +348,7 @@ def view(r: Int, state: State) -> View:
 
 
 _PER_REPLICA = (
-    *("replicas", "slots", "finish", "phase", "phase_count", "flights", "news", "order"),
+    *("replicas", "slots", "finish", "phase_count", "flights", "news", "order"),
     *("table", "blocks", "lookup"),
 )
 
@@ -419,17 +418,19 @@ def _rows(count: int, limits: Limits, longest: int) -> dict[str, Any]:
     replicas["free_blocks"] = limits.usable_blocks
     slots = np.zeros((count, limits.max_seqs), dtype=SLOT)
     slots["after"] = np.append(np.arange(1, limits.max_seqs), -1)
-    pool = limits.usable_blocks + 1 if limits.caching else 1
+    pool = limits.usable_blocks + 2 if limits.caching else 2
     blocks = np.zeros((count, pool), dtype=BLOCK)
-    blocks["after"] = np.append(np.arange(1, pool), 0)
-    blocks["before"] = np.append(pool - 1, np.arange(pool - 1))
+    blocks["after"] = np.append(np.arange(1, pool), 0)  # unused, but for one run of all blocks
+    blocks[:, 0]["before"] = blocks[:, 0]["after"] = 1
+    blocks[:, 1]["before"] = blocks[:, 1]["after"] = 0
+    blocks[:, 1]["run"] = limits.usable_blocks
+    blocks[:, 0]["held"] = 2 if limits.caching else 0
     cells = 2 ** int(np.ceil(np.log2(2 * pool))) if limits.caching else 1
     whole = (count, limits.max_seqs)
     return {
         "replicas": replicas,
         "slots": slots,
         "finish": np.full((count, limits.ring), -1, dtype=np.int32),
-        "phase": np.full((count, limits.block_size), -1, dtype=np.int32),
         "phase_count": np.zeros((count, limits.block_size), dtype=np.int32),
         "flights": np.zeros((count, 2), dtype=FLIGHT),
         "news": np.zeros((count, 2, limits.max_seqs), dtype=np.int32),
