@@ -14,8 +14,10 @@ from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet
 from simulations.latency import LatencyModel
+from simulations.limits import check_range
 from simulations.result import SimResult
 from simulations.traffic import ClosedLoop, Workload
+from simulations.uncertainty import with_draws
 
 OnProgress = Callable[[str, float], None]
 _DAY_S = 86_400.0
@@ -30,6 +32,8 @@ def simulate(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     cluster: Cluster | None = None,
+    draws: int = 0,
+    force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SimResult:
     """Run a plan through a workload once per seed.
@@ -41,9 +45,13 @@ def simulate(
 
     Args:    latency: of the plan's variant, on one replica.
              cluster: None is `Cluster()`.
+             draws: so many of the model's draws are simulated too, with the first seed, for the part of
+                 the intervals that is the model's.
+             force: go beyond what the model was fitted to, and say so.
     Returns: SimResult. Utilisation, KV usage and shares are 0 to 1.
     Raises:  InputError: a closed-loop workload, no seeds, no requests, or requests that the engine
-             refuses.
+                 refuses.
+             ExtrapolationError: steps far outside what the model was fitted to.
     """
     cluster = Cluster() if cluster is None else cluster
     if isinstance(workload.arrivals, ClosedLoop):
@@ -53,16 +61,23 @@ def simulate(
         )
     if len(seeds) == 0:
         raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
+    beyond = check_range(latency, plan.engine, workload, force=force)
+    models = [latency.draw(i) for i in range(min(draws, len(latency.draws)))]
+    runs = len(seeds) + len(models)
+
+    def report(position: int, doing: str) -> Callable[[float], None]:
+        def tell(share: float) -> None:
+            if on_progress is not None:
+                on_progress(f"{plan.name}, {doing}", (position + share) / runs)
+
+        return tell
+
     rows: list[dict[str, float]] = []
     fired: list[pd.DataFrame] = []
     timelines: list[pd.DataFrame] = []
     for position, seed in enumerate(seeds):
-
-        def report(share: float, position: int = position, seed: int = seed) -> None:
-            if on_progress is not None:
-                on_progress(f"{plan.name}, seed {seed}", (position + share) / len(seeds))
-
-        row, timeline, alerted = _one_run(plan, workload, latency, cluster, seed, report)
+        tell = report(position, f"seed {seed}")
+        row, timeline, alerted = _one_run(plan, workload, latency, cluster, seed, tell)
         rows.append({"seed": seed, **row})
         timelines.append(timeline)
         fired.append(alerted.assign(seed=seed))
@@ -72,6 +87,11 @@ def simulate(
         for name in per_seed.columns
         if name != "seed" and per_seed[name].notna().all()
     }
+    drawn = [
+        _one_run(plan, workload, model, cluster, seeds[0], report(len(seeds) + i, f"draw {i}"))[0]
+        for i, model in enumerate(models)
+    ]
+    metrics, of_model = with_draws(metrics, drawn)
     return SimResult(
         plan_name=plan.name,
         metrics=metrics,
@@ -82,7 +102,8 @@ def simulate(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
         ),
-        doubts=latency.doubts,
+        doubts=(*latency.doubts, *beyond),
+        of_model=of_model,
     )
 
 

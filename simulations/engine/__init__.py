@@ -4,12 +4,12 @@
 """
 
 from simulations.engine.dataplane import DataPlane, Reading
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.engine.replica import (
     check_lengths,
     estimate,
     percentiles,
-    predict,
     request_frame,
     simulate_replica,
     simulate_workload,
@@ -17,13 +17,13 @@ from simulations.engine.replica import (
 )
 
 __all__ = [
+    "BUCKETS_S",
     "DataPlane",
     "Reading",
     "SchedulerOptions",
     "check_lengths",
     "estimate",
     "percentiles",
-    "predict",
     "request_frame",
     "simulate_replica",
     "simulate_workload",

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from serving.errors import InputError
-from serving.plan import EngineArgs, Plan
+from serving.plan import EngineArgs
 from serving.values import Estimate
-from simulations.engine._state import ABORTED, DONE, NEVER, REJECTED, Records
+from simulations.engine._state import NEVER, Records
 from simulations.engine.dataplane import DataPlane
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
-from simulations.result import Prediction
 from simulations.traffic import ClosedLoop, Schedule, Workload
 
 COLUMNS = ("ttft", "tpot", "e2e")
+OUTCOMES = (
+    *("unfinished", "unfinished", "unfinished", "unfinished"),
+    *("answered", "aborted", "rejected", "failed", "cached"),
+)
+"""By status of a request."""
 
 
 def simulate_replica(
@@ -116,23 +121,31 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
         )
 
 
-def request_frame(requests: Records, noise_s: Sequence[float] = (), seed: int = 0) -> pd.DataFrame:
+def request_frame(
+    requests: Records,
+    noise_s: Sequence[float] = (),
+    seed: int = 0,
+    *,
+    asked_s: npt.NDArray[np.float64] | None = None,
+) -> pd.DataFrame:
     """Outcomes as a table: NaN where something never happened.
 
-    Args:    noise_s: what is drawn from for each request's first token and end, () for nothing.
+    Args:    asked_s: when each was sent first, where some were sent again; latencies count from it.
+             noise_s: what is drawn from for each request's first token and end, () for nothing.
     """
     first_s, end_s = requests["first_s"], requests["end_s"]
     if len(noise_s):
         rng = np.random.default_rng([seed, len(requests)])
         first_s = first_s + rng.choice(np.asarray(noise_s), len(requests))
         end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(requests)), first_s)
-    ttft_s = first_s - requests["sent_s"]
-    e2e_s = end_s - requests["sent_s"]
+    sent_s = requests["sent_s"] if asked_s is None else asked_s
+    ttft_s = first_s - sent_s
+    e2e_s = end_s - sent_s
     gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
     status = requests["status"]
     return pd.DataFrame(
         {
-            "arrived_at_s": requests["sent_s"],
+            "arrived_at_s": sent_s,
             "first_token_s": first_s,
             "end_s": end_s,
             "prompt_tokens": requests["prompt"].astype(np.int64),
@@ -142,11 +155,7 @@ def request_frame(requests: Records, noise_s: Sequence[float] = (), seed: int = 
             "e2e_s": e2e_s,
             "preemptions": requests["preemptions"].astype(np.int64),
             "cached_tokens": requests["hit_tokens"].astype(np.int64),
-            "outcome": np.select(
-                [status == DONE, status == ABORTED, status == REJECTED],
-                ["answered", "aborted", "rejected"],
-                "unfinished",
-            ),
+            "outcome": np.array(OUTCOMES)[status],
         }
     )
 
@@ -178,35 +187,3 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(array) > 1:
         half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(array))
-
-
-def predict(
-    plan: Plan, latency: LatencyModel, workload: Workload, *, seeds: Sequence[int] = (0, 1, 2)
-) -> Prediction:
-    """What one replica of the plan will show under a workload: the claim that verify tests.
-
-    Percentiles are over requests sent after the warm-up; throughput is their output tokens over
-    the time from the first of them sent to the last answered, as `vllm bench serve` has it.
-
-    Raises:  InputError: no seeds, or nothing is sent after the warm-up.
-    """
-    if not seeds:
-        raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
-    per_seed: list[dict[str, float]] = []
-    for seed in seeds:
-        requests = simulate_workload(workload, latency, plan.engine, seed=seed)
-        counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
-        if counted.empty:
-            raise InputError(
-                f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {seed}",
-                remedy="Lengthen duration_s or raise the rate.",
-            )
-        lasted_s = counted["end_s"].max() - counted["arrived_at_s"].min()
-        tokens_per_s = float(counted["output_tokens"].sum() / lasted_s)
-        per_seed.append({**percentiles(counted), "output_tokens_per_s": tokens_per_s})
-    metrics = {
-        name: estimate([row[name] for row in per_seed])
-        for name in per_seed[0]
-        if not np.isnan(per_seed[0][name])
-    }
-    return Prediction(workload=workload, metrics=metrics, doubts=latency.doubts)

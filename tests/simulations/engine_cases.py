@@ -93,6 +93,7 @@ def cases(draw: st.DrawFn, features: frozenset[str] = FEATURES, block_size: int 
         per_token_s=1e-4,
         per_kv_token_s=1e-5,
         per_prefill_attention_s=1e-7,
+        prefill_step_s=draw(st.sampled_from([0.0, 0.002])),
         request_overhead_s=draw(st.sampled_from([0.0, 0.003])),
         response_overhead_s=draw(st.sampled_from([0.0, 0.001])),
         block_size_tokens=size,
