@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from simulations.idle import idle_table
 from simulations.profiles import PROFILES
 
 FILES = Path(__file__).parents[3] / "shared" / "traces" / "profiles"
@@ -93,3 +95,18 @@ def test_every_profile_is_whole_days_with_a_source(name: str) -> None:
     assert {len(day) for day in profile.days} == {profile.steps_a_day}
     assert min(profile.rates) > 0
     assert profile.burstiness is None or 0 < profile.burstiness <= 1
+
+
+def test_the_documentation_has_every_profile_with_its_idle_shares() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "TRAFFIC.md").read_text()
+    for row in idle_table(PROFILES).to_dict("records"):
+        [line] = [line for line in text.splitlines() if named(row["profile"], line)]
+        if line.startswith(f"| {row['profile']} "):
+            assert f"| {row['day_idle_share']:.0%} |".replace("%", " %") in line
+            assert f"| {row['night_idle_share']:.0%} |".replace("%", " %") in line
+            assert f"| {row['days']} |" in line
+
+
+def named(profile: str, line: str) -> bool:
+    """Whether a row of the table names exactly this profile."""
+    return line.startswith("| ") and profile in re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", line)

@@ -25,14 +25,23 @@ from simulations.traffic import Schedule, Workload
 from workbench.measure.outcome import Request
 
 _SEGMENTS_KEPT = 65_536
+_SIMULATED_ONLY = ("clients", "network", "priorities")
+"""Fields of a Workload that the load client does not know."""
 
 
 def requests_for(variant: Variant, workload: Workload, engine_args: EngineArgs) -> list[Request]:
     """The workload's schedule with a prompt for each request.
 
-    Raises:  InputError: the workload has no request, or one that the engine cannot hold.
+    Raises:  InputError: the workload has no request, one that the engine cannot hold, or something
+                 that only the twin can do.
              ModelError: no tokenizer at `variant.model`.
     """
+    for name in _SIMULATED_ONLY:
+        if getattr(workload, name) is not None:
+            raise InputError(
+                f"{name} of the workload can only be simulated, not sent to a real engine",
+                remedy="Leave it out of what is measured.",
+            )
     schedule = workload.schedule()
     if not len(schedule):
         raise InputError(

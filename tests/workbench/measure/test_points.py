@@ -198,6 +198,20 @@ def test_a_workload_without_requests_is_refused(variant: Variant) -> None:
         requests_for(variant, nothing, ENGINE)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": {"round_trip": {"kind": "constant", "seconds": 0.1}}},
+        {"clients": {"timeout_s": 5}},
+        {"priorities": {"shares": [0.5, 0.5]}},
+    ],
+)
+def test_what_only_the_twin_can_do_is_refused(variant: Variant, changes: dict[str, Any]) -> None:
+    [name] = changes
+    with pytest.raises(InputError, match=f"{name} of the workload can only be simulated"):
+        requests_for(variant, WORKLOAD.at(**changes), ENGINE)
+
+
 def test_prompts_hold_no_special_token(variant: Variant) -> None:
     assert 0 not in ordinary_tokens(variant)
     assert len(ordinary_tokens(variant)) == 99
