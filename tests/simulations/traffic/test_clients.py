@@ -285,3 +285,12 @@ def test_a_day_of_millions_is_drawn_in_flat_arrays() -> None:
     assert drawn.segments is not None
     flat = (drawn.segments.first, drawn.segments.segment, drawn.segments.tokens)
     assert sum(array.nbytes for array in flat) <= 20 * len(drawn) + 8
+
+
+@pytest.mark.parametrize("sessions", [None, Sessions(turns=Fixed(tokens=2))])
+def test_a_workload_in_which_nobody_comes_is_an_empty_schedule(sessions: Sessions | None) -> None:
+    added = {name: value for name, (value, _) in ADDED.items()}
+    nothing = workload(arrivals=Poisson(rate_rps=1e-9), sessions=sessions, **added).schedule()
+    assert len(nothing) == 0
+    assert nothing.segments is not None
+    assert len(nothing.segments) == 0
