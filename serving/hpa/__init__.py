@@ -1,8 +1,8 @@
 """The HorizontalPodAutoscaler, `autoscaling/v2`: what is simulated is what is applied.
 
-    names.py       metrics that a fleet has          quantity.py   Kubernetes' numbers
-    spec.py        the spec, field by field          validation.py what the API server would refuse
-    manifest.py    the whole object, YAML in and the same YAML out
+names.py       metrics that a fleet has          quantity.py   Kubernetes' numbers
+spec.py        the spec, field by field          validation.py what the API server would refuse
+manifest.py    the whole object, YAML in and the same YAML out
 """
 
 from serving.hpa.manifest import HorizontalPodAutoscaler

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from serving.errors import InputError
 from serving.hpa.spec import UNCHECKED, HpaSpec, ObjectReference
@@ -27,7 +27,7 @@ _GO_TYPES = {bool: "bool", str: "string", list: "array", dict: "object", int: "n
 class HorizontalPodAutoscaler(Value):
     """A HorizontalPodAutoscaler as it is applied: what it scales, by which spec, and its metadata."""
 
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     target: ObjectReference
     spec: HpaSpec
     status: dict[str, Any] | None = None
@@ -50,7 +50,9 @@ class HorizontalPodAutoscaler(Value):
         try:
             found_target = ObjectReference.model_validate(target)
         except ValidationError as error:
-            raise _undecodable(error, "spec.scaleTargetRef", "CrossVersionObjectReference") from error
+            raise _undecodable(
+                error, "spec.scaleTargetRef", "CrossVersionObjectReference"
+            ) from error
         try:
             found_spec = HpaSpec.model_validate(spec, context=UNCHECKED)
         except ValidationError as error:
@@ -88,7 +90,7 @@ class HorizontalPodAutoscaler(Value):
 class _Loader(yaml.SafeLoader):
     """YAML as Kubernetes reads it: times stay text, and a repeated field is an error."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [known for known in resolvers if known[0] != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -115,7 +117,7 @@ def _repeated(node: yaml.Node, path: str) -> Iterator[str]:
 
 def _loaded(text: str) -> dict[str, Any]:
     try:
-        given = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
+        given = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(
             f"the manifest is not one YAML document ({error})", remedy=_REMEDY
@@ -138,9 +140,7 @@ def _refuse_fields(given: dict[str, Any], known: tuple[str, ...], path: str) -> 
 
 
 def _strictly(detail: str) -> str:
-    return (
-        f'{KIND} in version "v2" cannot be handled as a {KIND}: strict decoding error: {detail}'
-    )
+    return f'{KIND} in version "v2" cannot be handled as a {KIND}: strict decoding error: {detail}'
 
 
 def _mismatch(value: Any, struct: str, path: str, kind: str) -> str:

@@ -18,8 +18,7 @@ _SUFFIXES = {suffix: Decimal(1000) ** power for power, suffix in enumerate(("", 
 _SUFFIXES |= {"m": Decimal("1e-3"), "u": Decimal("1e-6"), "n": Decimal("1e-9")}
 _SUFFIXES |= {f"{letter}i": Decimal(1024) ** (i + 1) for i, letter in enumerate("KMGTPE")}
 _COMPLAINT = (
-    "quantities must match the regular expression"
-    " '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 )
 
 

@@ -107,9 +107,7 @@ def _reference(found: ObjectReference, path: str, *, group: bool) -> Problems:
         detail = f"unexpected GroupVersion string: {found.api_version}"
         yield invalid(f"{path}.apiVersion", found.api_version, detail)
     elif group and (slashes == 0 or found.api_version.startswith("/")):
-        yield invalid(
-            f"{path}.apiVersion", found.api_version, "apiVersion must specify API group"
-        )
+        yield invalid(f"{path}.apiVersion", found.api_version, "apiVersion must specify API group")
 
 
 def _segment(text: str, path: str, missing: str = "") -> Problems:

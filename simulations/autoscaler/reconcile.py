@@ -1,27 +1,47 @@
-"""One pass of the controller: proposals, the largest of them, stabilization, limits, the write."""
+"""One pass of the controller: proposals, the largest of them, stabilization, limits, the write.
+
+Source:  horizontal.go (reconcileAutoscaler), v1.37, with the older rules by `Options`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from serving.errors import InputError
-from serving.hpa import HpaSpec, Metric, Target, milli
+from serving.hpa import HpaSpec, Metric, ScalingRules, approximate
 from simulations.autoscaler import behavior
 from simulations.autoscaler.behavior import Events, Log, Recommendation, Rules
-from simulations.autoscaler.calculator import Tolerances, per_pod, total_average, total_value
-from simulations.autoscaler.values import MetricError, Metrics, Options, Pod
+from simulations.autoscaler.options import Options
+from simulations.autoscaler.proposals import Failure, Seen, combined
+from simulations.autoscaler.selectors import is_selector
+from simulations.autoscaler.status import (
+    LIMIT_MESSAGES,
+    STABILIZED_MESSAGES,
+    Condition,
+    Conditions,
+    Event,
+    MetricStatus,
+    is_true,
+    with_condition,
+    without_condition,
+)
+from simulations.autoscaler.values import Metrics, Pod, Tolerances
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the controller remembers between passes; a restart forgets it."""
+    """What is kept between passes: the controller's memory, and the conditions in the HPA's status."""
 
     log: Log | None = None
     """None: nothing recorded yet, so the current size is recorded first, which blocks a scale-down for
     the whole window."""
     ups: Events = ()
     downs: Events = ()
+    conditions: Conditions = ()
+
+    def restarted(self) -> State:
+        """What a new controller finds: the status, and no memory."""
+        return State(conditions=self.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +51,72 @@ class Decision:
     desired: int
     state: State
     scaled: bool
-    reason: str
+    rescale_reason: str = ""
+    """Of a change, as its event says it: 'pods metric qps above target'."""
     errors: tuple[str, ...] = field(default=())
+    """What the pass reports as failed, though it may have scaled: reasons of metrics first."""
+    events: tuple[Event, ...] = field(default=())
+    metrics: tuple[MetricStatus | None, ...] = field(default=())
+    """By metric of the spec; None where it failed. Empty where metrics were not looked at."""
+
+    @property
+    def conditions(self) -> Conditions:
+        """The HPA's conditions after the pass."""
+        return self.state.conditions
+
+    @property
+    def reason(self) -> str:
+        """The one word that tells most: why not active, what limited or stabilized it, or how it went."""
+        by_type = {known.type: known for known in self.conditions}
+        able = by_type.get("AbleToScale")
+        active, limited = by_type.get("ScalingActive"), by_type.get("ScalingLimited")
+        if able is not None and not able.status:
+            return able.reason
+        if active is not None and not active.status and not self.scaled:
+            return active.reason
+        if limited is not None and limited.status and self.metrics:
+            return limited.reason
+        return "" if able is None else able.reason
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A spec with its quantities parsed and its defaults filled in, for many passes."""
+    """A spec with its defaults filled in, for many passes."""
 
     spec: HpaSpec
     options: Options
+    metrics: tuple[Metric, ...]
     tolerances: Tolerances
     up: Rules
     down: Rules
 
     @classmethod
     def of(cls, spec: HpaSpec, options: Options | None = None) -> Compiled:
-        """Prepare a spec.
-
-        Raises:  InputError: a Resource metric, which no GPU has.
-        """
+        """Prepare a spec."""
         options = options or Options()
-        for metric in spec.metrics:
-            if metric.type == "Resource":
-                raise InputError(
-                    "metric type 'Resource' carries cpu and memory only",
-                    remedy="Use a Pods or External metric with an adapter rule behind it.",
-                )
         up = spec.behavior.scale_up if spec.behavior else None
         down = spec.behavior.scale_down if spec.behavior else None
-        tolerances = [
-            milli(rules.tolerance) / 1000 if rules and rules.tolerance else options.tolerance
-            for rules in (down, up)
-        ]
+        one = options.events_of_one_direction
         return cls(
             spec=spec,
             options=options,
-            tolerances=(tolerances[0], tolerances[1]),
-            up=Rules.up(up),
-            down=Rules.down(down, options.downscale_window_s),
+            metrics=spec.effective_metrics,
+            tolerances=Tolerances(
+                _tolerance(down, options), _tolerance(up, options), options.tolerance_as_distance
+            ),
+            up=Rules.up(up, one_direction=one),
+            down=Rules.down(down, options.downscale_window_s, one_direction=one),
         )
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether a metric is there even without pods."""
+        return any(metric.type in ("Object", "External") for metric in self.metrics)
+
+
+def _tolerance(rules: ScalingRules | None, options: Options) -> float:
+    own = rules.tolerance if rules is not None and options.configurable_tolerance else None
+    return options.tolerance if own is None else approximate(own)
 
 
 def reconcile(
@@ -78,130 +124,221 @@ def reconcile(
     state: State,
     *,
     now_s: float,
-    current: int,
+    current: int | None,
     status_replicas: int,
     pods: Sequence[Pod],
     metrics: Metrics,
+    selector: str = "app=workload",
+    rivals: Sequence[str] = (),
+    write_fails: bool = False,
 ) -> Decision:
     """Decide the size of the workload.
 
-    Args:    current: spec.replicas of the scale.
+    Args:    current: spec.replicas of the scale; None where it cannot be read.
              status_replicas: status.replicas of the scale, for AverageValue of Object and External.
-    Returns: Decision; `state` is the controller's memory for the next pass.
+             selector: of the scale, as text.
+             rivals: other HPAs that select one of the pods; any stops this one.
+             write_fails: whether the API server refuses the new size.
+    Returns: Decision; `state` is what the next pass needs. The state that was given is left alone.
     """
+    this = _Pass(compiled, state, now_s)
+    if current is None:
+        message = "the HPA controller was unable to get the target's current scale"
+        this.set("AbleToScale", False, "FailedGetScale", message)
+        this.event("FailedGetScale", message)
+        return this.done(0, errors=("FailedGetScale",))
+    message = "the HPA controller was able to get the target's current scale"
+    this.set("AbleToScale", True, "SucceededGetScale", message)
+    if this.state.log is None:
+        this.state = replace(this.state, log=(Recommendation(current, now_s),))
     spec = compiled.spec
-    if state.log is None:
-        state = replace(state, log=(Recommendation(current, now_s),))
-    errors: tuple[str, ...] = ()
-    reason = "DesiredWithinRange"
-    if current == 0 and spec.min_replicas != 0:
-        return Decision(current, state, False, "ScalingDisabled")
+    if current == 0 and not _looked_at_from_zero(compiled, state.conditions):
+        message = "scaling is disabled since the replica count of the target is zero"
+        this.set("ScalingActive", False, "ScalingDisabled", message)
+        if compiled.options.scaled_to_zero_condition and not compiled.options.scale_to_zero:
+            this.forget("ScaledToZero")
+        return this.done(current)
     if current > spec.max_replicas:
-        desired, reason = spec.max_replicas, "TooManyReplicas"
-    elif current < spec.min_replicas:
-        desired, reason = spec.min_replicas, "TooFewReplicas"
-    else:
-        proposal, errors, failure = _proposal(compiled, current, status_replicas, pods, metrics)
-        if failure is not None:
-            return Decision(current, state, False, failure, errors)
-        desired, reason, state = _limited(compiled, state, current, proposal, now_s)
-    if desired == current:
-        return Decision(current, state, False, reason, errors)
-    if spec.behavior is not None:
-        state = _remember(compiled, state, desired - current, now_s)
-    return Decision(desired, state, True, reason, errors)
-
-
-def _proposal(
-    compiled: Compiled, current: int, status: int, pods: Sequence[Pod], metrics: Metrics
-) -> tuple[int, tuple[str, ...], str | None]:
-    """The largest valid proposal; a failure where all fail, or some fail and it would scale down."""
-    best = 0
-    reasons: list[str] = []
-    for metric in compiled.spec.metrics:
-        try:
-            best = max(
-                best, _of_metric(metric, current, status, pods, metrics, compiled.tolerances)
-            )
-        except MetricError as error:
-            reasons.append(error.reason)
-    if len(reasons) == len(compiled.spec.metrics) or (reasons and best < current):
-        return current, tuple(reasons), reasons[0]
-    return best, tuple(reasons), None
-
-
-def _of_metric(
-    metric: Metric,
-    current: int,
-    status: int,
-    pods: Sequence[Pod],
-    metrics: Metrics,
-    tolerances: Tolerances,
-) -> int:
-    if metric.pods is not None:
-        values = metrics.pods.get(metric.pods.metric.name)
-        if not values:
-            raise MetricError("FailedGetPodsMetric", "no metrics returned from custom metrics API")
-        target = milli(metric.pods.target.average_value or "0")
-        return per_pod(current, pods, values, target, tolerances)
-    if metric.object is not None:
-        usage = metrics.objects.get(metric.object.metric.name)
-        if usage is None:
-            raise MetricError("FailedGetObjectMetric", "no value of the object")
-        return _total(metric.object.target, current, status, pods, usage, tolerances)
-    assert metric.external is not None
-    series = metrics.external.get(metric.external.metric.name)
-    if not series:
-        raise MetricError("FailedGetExternalMetric", "no series of the external metric")
-    return _total(metric.external.target, current, status, pods, sum(series), tolerances)
-
-
-def _total(
-    target: Target,
-    current: int,
-    status: int,
-    pods: Sequence[Pod],
-    usage: int,
-    tolerances: Tolerances,
-) -> int:
-    if target.type == "Value":
-        return total_value(current, pods, usage, milli(target.value or "0"), tolerances)
-    return total_average(status, usage, milli(target.average_value or "0"), tolerances)
-
-
-def _limited(
-    compiled: Compiled, state: State, current: int, proposal: int, now_s: float
-) -> tuple[int, str, State]:
-    spec, options = compiled.spec, compiled.options
-    log = state.log or ()
-    if spec.behavior is None:
-        stable, log = behavior.stabilize_legacy(log, proposal, now_s, options.downscale_window_s)
-        desired, reason = behavior.legacy_limits(
-            current,
-            stable,
-            spec.min_replicas,
-            spec.max_replicas,
-            options.legacy_up_factor,
-            options.legacy_up_minimum,
-        )
-        return desired, reason, replace(state, log=log)
-    windows = (compiled.up.window_s, compiled.down.window_s)
-    stable, log = behavior.stabilize(log, proposal, current, now_s, *windows)
-    desired, reason = behavior.rate_limit(
-        current,
-        stable,
-        spec.min_replicas,
-        spec.max_replicas,
-        ups=state.ups,
-        downs=state.downs,
-        up=compiled.up,
-        down=compiled.down,
-        now_s=now_s,
+        why = "Current number of replicas above Spec.MaxReplicas"
+        return this.write(current, spec.max_replicas, why, write_fails)
+    if 0 < current < spec.min_replicas:
+        why = "Current number of replicas below Spec.MinReplicas"
+        return this.write(current, spec.min_replicas, why, write_fails)
+    if not this.selected(selector, rivals):
+        return this.done(current, errors=("FailedComputeMetricsReplicas",))
+    seen = Seen(
+        now_s, current, status_replicas, pods, metrics, compiled.tolerances, compiled.options
     )
-    return desired, reason, replace(state, log=log)
+    desired, why = this.wanted(seen)
+    if desired is None or desired == current:
+        return this.done(current)
+    return this.write(current, desired, why, write_fails)
 
 
-def _remember(compiled: Compiled, state: State, change: int, now_s: float) -> State:
+def _looked_at_from_zero(compiled: Compiled, conditions: Conditions) -> bool:
+    """Whether a workload at 0 replicas may grow again: who brought it to 0 decides."""
+    options, least = compiled.options, compiled.spec.min_replicas
+    if not options.scaled_to_zero_condition:
+        return least == 0
+    ours = options.scale_to_zero and is_true(conditions, "ScaledToZero")
+    return ours and (least != 0 or compiled.from_outside)
+
+
+class _Pass:
+    """One pass as it goes: collects conditions and events, and is then thrown away."""
+
+    def __init__(self, compiled: Compiled, state: State, now_s: float) -> None:
+        self.compiled = compiled
+        self.state = state
+        self.now_s = now_s
+        self.events: list[Event] = []
+        self.errors: list[str] = []
+        self.statuses: tuple[MetricStatus | None, ...] = ()
+        self._scaled_to_zero = is_true(state.conditions, "ScaledToZero")
+
+    def set(self, kind: str, status: bool, reason: str, message: str) -> None:
+        new = Condition(kind, status, reason, message, self.now_s)
+        self.state = replace(self.state, conditions=with_condition(self.state.conditions, new))
+
+    def forget(self, kind: str) -> None:
+        self.state = replace(self.state, conditions=without_condition(self.state.conditions, kind))
+
+    def event(self, reason: str, message: str) -> None:
+        self.events.append(Event(reason, message))
+
+    def done(
+        self,
+        desired: int,
+        *,
+        scaled: bool = False,
+        why: str = "",
+        errors: tuple[str, ...] = (),
+    ) -> Decision:
+        return Decision(
+            desired=desired,
+            state=self.state,
+            scaled=scaled,
+            rescale_reason=why,
+            errors=(*self.errors, *errors),
+            events=tuple(self.events),
+            metrics=self.statuses,
+        )
+
+    def selected(self, selector: str, rivals: Sequence[str]) -> bool:
+        """Whether the pods can be told, and are nobody else's."""
+        if not selector:
+            self.event("SelectorRequired", "selector is required")
+            message = "the HPA target's scale is missing a selector"
+            self.set("ScalingActive", False, "InvalidSelector", message)
+        elif not is_selector(selector):
+            message = f"couldn't convert selector {selector!r} into a selector object"
+            self.event("InvalidSelector", message)
+            self.set("ScalingActive", False, "InvalidSelector", message)
+        elif rivals:
+            message = f"pods by selector {selector} are controlled by more than one HPA"
+            message = f"{message} (e.g. {', '.join(rivals)})"
+            self.event("AmbiguousSelector", message)
+            self.set("ScalingActive", False, "AmbiguousSelector", message)
+        else:
+            return True
+        self.event("FailedComputeMetricsReplicas", message if selector else "selector is required")
+        return False
+
+    def wanted(self, seen: Seen) -> tuple[int | None, str]:
+        """What the metrics ask for, within what is allowed, and why; None if nothing can be done."""
+        proposal = combined(self.compiled.metrics, seen)
+        self.statuses = proposal.statuses
+        for failure in proposal.failures:
+            self.event(failure.reason, failure.message)
+            self.errors.append(failure.reason)
+        if proposal.count is None:
+            self._lost(proposal.failures, len(self.compiled.metrics))
+            return None, ""
+        message = "the HPA was able to successfully calculate a replica count from"
+        self.set("ScalingActive", True, "ValidMetricFound", f"{message} {proposal.metric}")
+        raw = max(proposal.count, 0)
+        why = f"{proposal.metric} above target" if raw > seen.current else ""
+        why = "All metrics below target" if raw < seen.current else why
+        desired = self._limited(seen.current, raw)
+        least = self.compiled.spec.min_replicas
+        if seen.current == 0 and self._scaled_to_zero and desired < least:
+            why = why or "Current number of replicas below Spec.MinReplicas"
+            desired = least
+        return desired, why
+
+    def _lost(self, failures: Sequence[Failure], count: int) -> None:
+        first = failures[0]
+        message = f"the HPA was unable to compute the replica count: {first.message}"
+        self.set("ScalingActive", False, first.reason, message)
+        self.event(
+            "FailedComputeMetricsReplicas",
+            f"invalid metrics ({len(failures)} invalid out of {count}), first error is:"
+            f" {first.message}",
+        )
+
+    def _limited(self, current: int, raw: int) -> int:
+        """Stabilize, store what was asked for, limit; by spec.behavior where there is one."""
+        spec, options = self.compiled.spec, self.compiled.options
+        up, down = self.compiled.up, self.compiled.down
+        log = self.state.log or ()
+        bounds = (spec.min_replicas, spec.max_replicas)
+        if spec.behavior is None:
+            stable, log = behavior.stabilize_legacy(
+                log, raw, self.now_s, options.downscale_window_s
+            )
+            factors = (options.legacy_up_factor, options.legacy_up_minimum)
+            desired, reason = behavior.legacy_limits(current, stable, *bounds, *factors)
+            held = "ScaleDownStabilized"
+        else:
+            windows = (up.window_s, down.window_s)
+            stable, log = behavior.stabilize(log, raw, current, self.now_s, *windows)
+            desired, reason = behavior.rate_limit(
+                current,
+                stable,
+                *bounds,
+                ups=self.state.ups,
+                downs=self.state.downs,
+                up=up,
+                down=down,
+                now_s=self.now_s,
+            )
+            held = "ScaleUpStabilized" if raw >= current else "ScaleDownStabilized"
+        self.state = replace(self.state, log=log)
+        able = held if stable != raw else "ReadyForNewScale"
+        self.set("AbleToScale", True, able, STABILIZED_MESSAGES[able])
+        self.set("ScalingLimited", desired != stable, reason, LIMIT_MESSAGES[reason])
+        return desired
+
+    def write(self, current: int, desired: int, why: str, fails: bool) -> Decision:
+        """Set the new size; what was written is remembered as an event of the policies."""
+        size = f"New size: {desired}; reason: {why}"
+        if fails:
+            message = "the HPA controller was unable to update the target scale"
+            self.event("FailedRescale", f"{size}; error: {message}")
+            self.set("AbleToScale", False, "FailedUpdateScale", message)
+            return self.done(current, errors=("FailedUpdateScale",))
+        message = f"the HPA controller was able to update the target scale to {desired}"
+        self.set("AbleToScale", True, "SucceededRescale", message)
+        self.event("SuccessfulRescale", size)
+        if self.compiled.spec.behavior is not None:
+            self.state = _remembered(self.compiled, self.state, desired - current, self.now_s)
+        if self.compiled.options.scaled_to_zero_condition:
+            self._note_zero(current, desired)
+        return self.done(desired, scaled=True, why=why)
+
+    def _note_zero(self, current: int, desired: int) -> None:
+        compiled = self.compiled
+        if not compiled.options.scale_to_zero:
+            self.forget("ScaledToZero")
+        elif 0 == desired < current and compiled.spec.min_replicas == 0 and compiled.from_outside:
+            message = "the HPA controller scaled the workload to zero"
+            self.set("ScaledToZero", True, "ScaledToZero", message)
+        else:
+            message = "the HPA controller did not scale the workload to zero"
+            self.set("ScaledToZero", False, "NotScaledToZero", message)
+
+
+def _remembered(compiled: Compiled, state: State, change: int, now_s: float) -> State:
     if change > 0:
         return replace(state, ups=behavior.stored(state.ups, change, compiled.up, now_s))
     return replace(state, downs=behavior.stored(state.downs, -change, compiled.down, now_s))
