@@ -282,7 +282,9 @@ def test_reconcile(case: dict[str, Any]) -> None:
         (c["type"], c["status"], c["reason"]) for c in expected["conditions"]
     ]
     if expected["cpu_utilization_pct"] is not None:
-        (found,) = [m.replicas for m in decision.metrics if m and m.replicas.utilization is not None]
+        (found,) = [
+            m.replicas for m in decision.metrics if m and m.replicas.utilization is not None
+        ]
         assert found.utilization == expected["cpu_utilization_pct"]
 
 
