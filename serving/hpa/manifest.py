@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -67,7 +67,7 @@ class HorizontalPodAutoscaler(Value):
             raise InputError(
                 f'{KIND}.autoscaling "{name}" is invalid: {aggregate(problems)}', remedy=_REMEDY
             )
-        return cls.model_construct(
+        return cls(
             metadata=metadata, target=found_target, spec=found_spec, status=given.get("status")
         )
 
@@ -90,15 +90,16 @@ class HorizontalPodAutoscaler(Value):
 class _Loader(yaml.SafeLoader):
     """YAML as Kubernetes reads it: times stay text, and a repeated field is an error."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [known for known in resolvers if known[0] != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_document(self, node: yaml.Node) -> Any:
         for path in _repeated(node, ""):
             raise InputError(_strictly(f'duplicate field "{path}"'), remedy=_REMEDY)
         return super().construct_document(node)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [known for known in resolvers if known[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _repeated(node: yaml.Node, path: str) -> Iterator[str]:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 
 from serving.hpa import HpaSpec
+from simulations.autoscaler.compiled import Compiled
+from simulations.autoscaler.decision import Decision, State
 from simulations.autoscaler.options import Options
-from simulations.autoscaler.reconcile import Compiled, Decision, State, reconcile
+from simulations.autoscaler.reconcile import reconcile
 from simulations.autoscaler.values import Container, Metrics, Pod, Sample, Usage
 from simulations.control import Observation, PodStatus
 

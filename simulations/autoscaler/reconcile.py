@@ -6,12 +6,12 @@ Source:  horizontal.go (reconcileAutoscaler), v1.37, with the older rules by `Op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from serving.hpa import HpaSpec, Metric, ScalingRules, approximate
 from simulations.autoscaler import behavior
-from simulations.autoscaler.behavior import Events, Log, Recommendation, Rules
-from simulations.autoscaler.options import Options
+from simulations.autoscaler.behavior import Recommendation
+from simulations.autoscaler.compiled import Compiled
+from simulations.autoscaler.decision import Decision, State
 from simulations.autoscaler.proposals import Failure, Seen, combined
 from simulations.autoscaler.selectors import is_selector
 from simulations.autoscaler.status import (
@@ -25,98 +25,7 @@ from simulations.autoscaler.status import (
     with_condition,
     without_condition,
 )
-from simulations.autoscaler.values import Metrics, Pod, Tolerances
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is kept between passes: the controller's memory, and the conditions in the HPA's status."""
-
-    log: Log | None = None
-    """None: nothing recorded yet, so the current size is recorded first, which blocks a scale-down for
-    the whole window."""
-    ups: Events = ()
-    downs: Events = ()
-    conditions: Conditions = ()
-
-    def restarted(self) -> State:
-        """What a new controller finds: the status, and no memory."""
-        return State(conditions=self.conditions)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The outcome of a pass: replicas to write (the current ones where nothing changes), and why."""
-
-    desired: int
-    state: State
-    scaled: bool
-    rescale_reason: str = ""
-    """Of a change, as its event says it: 'pods metric qps above target'."""
-    errors: tuple[str, ...] = field(default=())
-    """What the pass reports as failed, though it may have scaled: reasons of metrics first."""
-    events: tuple[Event, ...] = field(default=())
-    metrics: tuple[MetricStatus | None, ...] = field(default=())
-    """By metric of the spec; None where it failed. Empty where metrics were not looked at."""
-
-    @property
-    def conditions(self) -> Conditions:
-        """The HPA's conditions after the pass."""
-        return self.state.conditions
-
-    @property
-    def reason(self) -> str:
-        """The one word that tells most: why not active, what limited or stabilized it, or how it went."""
-        by_type = {known.type: known for known in self.conditions}
-        able = by_type.get("AbleToScale")
-        active, limited = by_type.get("ScalingActive"), by_type.get("ScalingLimited")
-        if able is not None and not able.status:
-            return able.reason
-        if active is not None and not active.status and not self.scaled:
-            return active.reason
-        if limited is not None and limited.status and self.metrics:
-            return limited.reason
-        return "" if able is None else able.reason
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A spec with its defaults filled in, for many passes."""
-
-    spec: HpaSpec
-    options: Options
-    metrics: tuple[Metric, ...]
-    tolerances: Tolerances
-    up: Rules
-    down: Rules
-
-    @classmethod
-    def of(cls, spec: HpaSpec, options: Options | None = None) -> Compiled:
-        """Prepare a spec."""
-        options = options or Options()
-        up = spec.behavior.scale_up if spec.behavior else None
-        down = spec.behavior.scale_down if spec.behavior else None
-        one = options.events_of_one_direction
-        return cls(
-            spec=spec,
-            options=options,
-            metrics=spec.effective_metrics,
-            tolerances=Tolerances(
-                _tolerance(down, options), _tolerance(up, options), options.tolerance_as_distance
-            ),
-            up=Rules.up(up, one_direction=one),
-            down=Rules.down(down, options.downscale_window_s, one_direction=one),
-        )
-
-    @property
-    def from_outside(self) -> bool:
-        """Whether a metric is there even without pods."""
-        return any(metric.type in ("Object", "External") for metric in self.metrics)
-
-
-def _tolerance(rules: ScalingRules | None, options: Options) -> float:
-    own = rules.tolerance if rules is not None and options.configurable_tolerance else None
-    return options.tolerance if own is None else approximate(own)
+from simulations.autoscaler.values import Metrics, Pod
 
 
 def reconcile(
