@@ -33,19 +33,22 @@ class HpaController:
         self._compiled = Compiled.of(spec, options)
         self._containers = (Container(_CONTAINER, dict(requests or {})),)
         self._state = State()
+        self._pods: dict[PodStatus, Pod] = {}
         self.last: Decision | None = None
         """The last pass: its conditions, events and reason."""
 
     def desired(self, seen: Observation) -> int:
         """spec.replicas after one pass over what is seen."""
         status = seen.status_replicas
+        # Most pods are as they were at the sync before.
+        self._pods = {pod: self._pods.get(pod) or self._pod(pod) for pod in seen.pods}
         decision = reconcile(
             self._compiled,
             self._state,
             now_s=seen.now_s,
             current=seen.current,
             status_replicas=len(seen.pods) if status is None else status,
-            pods=[self._pod(pod) for pod in seen.pods],
+            pods=list(self._pods.values()),
             metrics=self._metrics(seen),
         )
         self._state = decision.state
@@ -77,10 +80,9 @@ class HpaController:
             resource = metric.resource or metric.container_resource
             if metric.pods is not None:
                 name = metric.pods.metric.name
-                pods[name] = {
-                    str(pod): Sample(thousandths(value), seen.now_s)
-                    for pod, value in seen.per_pod(name).items()
-                }
+                values = seen.per_pod(name).items()
+                now_s = seen.now_s
+                pods[name] = {str(pod): Sample(thousandths(value), now_s) for pod, value in values}
             elif metric.object is not None:
                 name = metric.object.metric.name
                 total = seen.total(name)

@@ -6,7 +6,6 @@ Source:  horizontal.go (reconcileAutoscaler), v1.37, with the older rules by `Op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from simulations.autoscaler import behavior
 from simulations.autoscaler.behavior import Recommendation
@@ -58,8 +57,8 @@ def reconcile(
         return this.done(0, errors=("FailedGetScale",))
     message = "the HPA controller was able to get the target's current scale"
     this.set("AbleToScale", True, "SucceededGetScale", message)
-    if this.state.log is None:
-        this.state = replace(this.state, log=(Recommendation(current, now_s),))
+    if this.log is None:
+        this.log = (Recommendation(current, now_s),)
     spec = compiled.spec
     if current == 0 and not _looked_at_from_zero(compiled, state.conditions):
         message = "scaling is disabled since the replica count of the target is zero"
@@ -98,8 +97,9 @@ class _Pass:
 
     def __init__(self, compiled: Compiled, state: State, now_s: float) -> None:
         self.compiled = compiled
-        self.state = state
         self.now_s = now_s
+        self.log, self.ups, self.downs = state.log, state.ups, state.downs
+        self.conditions = state.conditions
         self.events: list[Event] = []
         self.errors: list[str] = []
         self.statuses: tuple[MetricStatus | None, ...] = ()
@@ -107,10 +107,10 @@ class _Pass:
 
     def set(self, kind: str, status: bool, reason: str, message: str) -> None:
         new = Condition(kind, status, reason, message, self.now_s)
-        self.state = replace(self.state, conditions=with_condition(self.state.conditions, new))
+        self.conditions = with_condition(self.conditions, new)
 
     def forget(self, kind: str) -> None:
-        self.state = replace(self.state, conditions=without_condition(self.state.conditions, kind))
+        self.conditions = without_condition(self.conditions, kind)
 
     def event(self, reason: str, message: str) -> None:
         self.events.append(Event(reason, message))
@@ -125,7 +125,7 @@ class _Pass:
     ) -> Decision:
         return Decision(
             desired=desired,
-            state=self.state,
+            state=State(self.log, self.ups, self.downs, self.conditions),
             scaled=scaled,
             rescale_reason=why,
             errors=(*self.errors, *errors),
@@ -189,10 +189,10 @@ class _Pass:
         """Stabilize, store what was asked for, limit; by spec.behavior where there is one."""
         spec, options = self.compiled.spec, self.compiled.options
         up, down = self.compiled.up, self.compiled.down
-        log = self.state.log or ()
+        log = self.log or ()
         bounds = (spec.min_replicas, spec.max_replicas)
         if spec.behavior is None:
-            stable, log = behavior.stabilize_legacy(
+            stable, self.log = behavior.stabilize_legacy(
                 log, raw, self.now_s, options.downscale_window_s
             )
             factors = (options.legacy_up_factor, options.legacy_up_minimum)
@@ -200,19 +200,18 @@ class _Pass:
             held = "ScaleDownStabilized"
         else:
             windows = (up.window_s, down.window_s)
-            stable, log = behavior.stabilize(log, raw, current, self.now_s, *windows)
+            stable, self.log = behavior.stabilize(log, raw, current, self.now_s, *windows)
             desired, reason = behavior.rate_limit(
                 current,
                 stable,
                 *bounds,
-                ups=self.state.ups,
-                downs=self.state.downs,
+                ups=self.ups,
+                downs=self.downs,
                 up=up,
                 down=down,
                 now_s=self.now_s,
             )
             held = "ScaleUpStabilized" if raw >= current else "ScaleDownStabilized"
-        self.state = replace(self.state, log=log)
         able = held if stable != raw else "ReadyForNewScale"
         self.set("AbleToScale", True, able, STABILIZED_MESSAGES[able])
         self.set("ScalingLimited", desired != stable, reason, LIMIT_MESSAGES[reason])
@@ -230,10 +229,16 @@ class _Pass:
         self.set("AbleToScale", True, "SucceededRescale", message)
         self.event("SuccessfulRescale", size)
         if self.compiled.spec.behavior is not None:
-            self.state = _remembered(self.compiled, self.state, desired - current, self.now_s)
+            self._remember(desired - current)
         if self.compiled.options.scaled_to_zero_condition:
             self._note_zero(current, desired)
         return self.done(desired, scaled=True, why=why)
+
+    def _remember(self, change: int) -> None:
+        if change > 0:
+            self.ups = behavior.stored(self.ups, change, self.compiled.up, self.now_s)
+        else:
+            self.downs = behavior.stored(self.downs, -change, self.compiled.down, self.now_s)
 
     def _note_zero(self, current: int, desired: int) -> None:
         compiled = self.compiled
@@ -245,9 +250,3 @@ class _Pass:
         else:
             message = "the HPA controller did not scale the workload to zero"
             self.set("ScaledToZero", False, "NotScaledToZero", message)
-
-
-def _remembered(compiled: Compiled, state: State, change: int, now_s: float) -> State:
-    if change > 0:
-        return replace(state, ups=behavior.stored(state.ups, change, compiled.up, now_s))
-    return replace(state, downs=behavior.stored(state.downs, -change, compiled.down, now_s))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from simulations.autoscaler.values import Replicas
 
@@ -61,8 +61,8 @@ def with_condition(conditions: Conditions, new: Condition) -> Conditions:
     """Set a condition in its place, or behind the others; the time of its last change is kept."""
     for i, known in enumerate(conditions):
         if known.type == new.type:
-            same = known.status == new.status
-            new = replace(new, changed_s=known.changed_s) if same else new
+            if known.status == new.status:
+                new = Condition(new.type, new.status, new.reason, new.message, known.changed_s)
             return (*conditions[:i], new, *conditions[i + 1 :])
     return (*conditions, new)
 
