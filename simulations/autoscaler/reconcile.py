@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serving.hpa import HpaSpec
 from simulations.autoscaler import behavior
 from simulations.autoscaler.behavior import Recommendation
 from simulations.autoscaler.compiled import Compiled
@@ -32,55 +33,57 @@ def reconcile(
     state: State,
     *,
     now_s: float,
-    current: int | None,
+    current: int,
     status_replicas: int,
     pods: Sequence[Pod],
     metrics: Metrics,
     selector: str = "app=workload",
     rivals: Sequence[str] = (),
+    read_fails: bool = False,
     write_fails: bool = False,
 ) -> Decision:
     """Decide the size of the workload.
 
-    Args:    current: spec.replicas of the scale; None where it cannot be read.
+    Args:    current: spec.replicas of the scale.
              status_replicas: status.replicas of the scale, for AverageValue of Object and External.
              selector: of the scale, as text.
              rivals: other HPAs that select one of the pods; any stops this one.
-             write_fails: whether the API server refuses the new size.
+             read_fails, write_fails: whether the scale can be neither read nor changed.
     Returns: Decision; `state` is what the next pass needs. The state that was given is left alone.
     """
     this = _Pass(compiled, state, now_s)
-    if current is None:
+    if read_fails:
         message = "the HPA controller was unable to get the target's current scale"
         this.set("AbleToScale", False, "FailedGetScale", message)
         this.event("FailedGetScale", message)
-        return this.done(0, errors=("FailedGetScale",))
+        return this.done(current, errors=("FailedGetScale",))
     message = "the HPA controller was able to get the target's current scale"
     this.set("AbleToScale", True, "SucceededGetScale", message)
     if this.log is None:
         this.log = (Recommendation(current, now_s),)
-    spec = compiled.spec
     if current == 0 and not _looked_at_from_zero(compiled, state.conditions):
-        message = "scaling is disabled since the replica count of the target is zero"
-        this.set("ScalingActive", False, "ScalingDisabled", message)
-        if compiled.options.scaled_to_zero_condition and not compiled.options.scale_to_zero:
-            this.forget("ScaledToZero")
-        return this.done(current)
-    if current > spec.max_replicas:
-        why = "Current number of replicas above Spec.MaxReplicas"
-        return this.write(current, spec.max_replicas, why, write_fails)
-    if 0 < current < spec.min_replicas:
-        why = "Current number of replicas below Spec.MinReplicas"
-        return this.write(current, spec.min_replicas, why, write_fails)
+        return this.disabled()
+    bound, why = _bound(compiled.spec, current)
+    if bound != current:
+        return this.write(current, bound, why, write_fails)
     if not this.selected(selector, rivals):
         return this.done(current, errors=("FailedComputeMetricsReplicas",))
-    seen = Seen(
-        now_s, current, status_replicas, pods, metrics, compiled.tolerances, compiled.options
+    tolerances, options = compiled.tolerances, compiled.options
+    desired, why = this.wanted(
+        Seen(now_s, current, status_replicas, pods, metrics, tolerances, options)
     )
-    desired, why = this.wanted(seen)
-    if desired is None or desired == current:
+    if desired == current:
         return this.done(current)
     return this.write(current, desired, why, write_fails)
+
+
+def _bound(spec: HpaSpec, current: int) -> tuple[int, str]:
+    """Where a size that is out of bounds goes at once, past metrics, windows and policies."""
+    if current > spec.max_replicas:
+        return spec.max_replicas, "Current number of replicas above Spec.MaxReplicas"
+    if 0 < current < spec.min_replicas:
+        return spec.min_replicas, "Current number of replicas below Spec.MinReplicas"
+    return current, ""
 
 
 def _looked_at_from_zero(compiled: Compiled, conditions: Conditions) -> bool:
@@ -133,6 +136,14 @@ class _Pass:
             metrics=self.statuses,
         )
 
+    def disabled(self) -> Decision:
+        message = "scaling is disabled since the replica count of the target is zero"
+        self.set("ScalingActive", False, "ScalingDisabled", message)
+        options = self.compiled.options
+        if options.scaled_to_zero_condition and not options.scale_to_zero:
+            self.forget("ScaledToZero")
+        return self.done(0)
+
     def selected(self, selector: str, rivals: Sequence[str]) -> bool:
         """Whether the pods can be told, and are nobody else's."""
         if not selector:
@@ -153,8 +164,8 @@ class _Pass:
         self.event("FailedComputeMetricsReplicas", message if selector else "selector is required")
         return False
 
-    def wanted(self, seen: Seen) -> tuple[int | None, str]:
-        """What the metrics ask for, within what is allowed, and why; None if nothing can be done."""
+    def wanted(self, seen: Seen) -> tuple[int, str]:
+        """What the metrics ask for, within what is allowed, and why; the current size if they fail."""
         proposal = combined(self.compiled.metrics, seen)
         self.statuses = proposal.statuses
         for failure in proposal.failures:
@@ -162,7 +173,7 @@ class _Pass:
             self.errors.append(failure.reason)
         if proposal.count is None:
             self._lost(proposal.failures, len(self.compiled.metrics))
-            return None, ""
+            return seen.current, ""
         message = "the HPA was able to successfully calculate a replica count from"
         self.set("ScalingActive", True, "ValidMetricFound", f"{message} {proposal.metric}")
         raw = max(proposal.count, 0)

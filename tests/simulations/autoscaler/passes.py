@@ -29,21 +29,20 @@ def spec(**changes: Any) -> HpaSpec:
 
 def one_pass(
     of: HpaSpec,
-    current: int | None,
+    current: int,
     level: float,
     state: State | None = None,
     options: Options | None = None,
     **changes: Any,
 ) -> Decision:
     """A pass in which every pod is ready and reports `level` times the target of 10."""
-    count = current or 0
     arguments: dict[str, Any] = {
         "now_s": 0.0,
         "current": current,
-        "status_replicas": count,
-        "pods": [Pod(str(i)) for i in range(count)],
+        "status_replicas": current,
+        "pods": [Pod(str(i)) for i in range(current)],
         "metrics": Metrics(
-            pods={"m": {str(i): Sample(round(level * 10_000)) for i in range(count)}},
+            pods={"m": {str(i): Sample(round(level * 10_000)) for i in range(current)}},
             external={"queue": [round(level * 10_000)]},
         ),
     }

@@ -188,8 +188,8 @@ def test_two_autoscalers_of_the_same_pods_both_stop() -> None:
 
 
 def test_a_scale_that_cannot_be_read() -> None:
-    decision = one_pass(spec(), None, 1.0)
-    assert (decision.reason, decision.scaled) == ("FailedGetScale", False)
+    decision = one_pass(spec(), 5, 2.0, read_fails=True)
+    assert (decision.reason, decision.desired, decision.scaled) == ("FailedGetScale", 5, False)
 
 
 def test_the_defaults_are_those_of_1_37() -> None:

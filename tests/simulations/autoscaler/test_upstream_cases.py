@@ -256,7 +256,7 @@ def reconciled(case: dict[str, Any]) -> Decision:
         Compiled.of(spec_of(case), options_of(case)),
         state,
         now_s=0.0,
-        current=None if "get_scale" in faults else case["scale_spec_replicas"],
+        current=case["scale_spec_replicas"],
         status_replicas=case["scale_status_replicas"],
         pods=[pod_of(p) for p in pods],
         metrics=metrics_of(case),
@@ -266,6 +266,7 @@ def reconciled(case: dict[str, Any]) -> Decision:
             for other in case.get("other_hpas") or []
             if any(selected(p["labels"], other["selector"]) for p in pods)
         ],
+        read_fails="get_scale" in faults,
         write_fails="update_scale" in faults,
     )
 
@@ -274,8 +275,7 @@ def reconciled(case: dict[str, Any]) -> Decision:
 @pytest.mark.parametrize("case", of_kind("reconcile"))
 def test_reconcile(case: dict[str, Any]) -> None:
     decision, expected = reconciled(case), case["expected"]
-    if "get_scale" not in (case.get("faults") or []):  # then there is no size to speak of
-        assert decision.desired == expected["desired_replicas"]
+    assert decision.desired == expected["desired_replicas"]
     assert decision.scaled == expected["scaled"]
     assert bool(decision.errors) == expected["reconcile_error"]
     assert [(c.type, str(c.status), c.reason) for c in decision.conditions] == [
