@@ -32,7 +32,8 @@ class Observation:
     pods: tuple[PodStatus, ...]
     """All that the workload's selector matches, but no spares; fewer or more than current."""
     per_pod: Callable[[str], dict[int, float]]
-    """A Pods metric by pod number; pods without a value are left out."""
+    """A Pods metric, or a resource (cpu in cores, memory in bytes), by pod number; pods without a value
+    are left out."""
     total: Callable[[str], float | None]
     """The same metric as one value, for External and Object metrics; None where there is none."""
     status_replicas: int | None = None
