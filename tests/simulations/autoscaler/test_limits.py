@@ -41,6 +41,14 @@ def test_both_paths_agree_where_their_defaults_say_the_same(
     ]
 
 
+@pytest.mark.parametrize(("behavior", "wanted"), [(None, 10), (Behavior(), 1)])
+def test_a_recommendation_as_old_as_the_window_counts_on_the_legacy_path_alone(
+    behavior: Behavior | None, wanted: int
+) -> None:
+    state = State(log=(b.Recommendation(10, -300.0),))
+    assert one_pass(spec(behavior=behavior), 10, 0.1, state).desired == wanted
+
+
 def test_only_the_legacy_path_follows_an_old_recommendation_upwards() -> None:
     state = State(log=(b.Recommendation(9, -60.0),))
     assert one_pass(spec(), 5, 1.2, state).desired == 9

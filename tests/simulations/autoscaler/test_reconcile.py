@@ -130,6 +130,7 @@ def test_a_metric_that_is_lost_stops_the_way_down_and_not_the_way_up() -> None:
     of = spec(metrics=(pods_metric("m", 10), external(10)))
     for level, wanted, active in (
         (2.0, 10, "ValidMetricFound"),
+        (1.0, 5, "ValidMetricFound"),
         (0.2, 5, "FailedGetExternalMetric"),
     ):
         known = {"m": {str(i): Sample(round(level * 10_000)) for i in range(5)}}
@@ -142,6 +143,7 @@ def test_a_metric_that_is_lost_stops_the_way_down_and_not_the_way_up() -> None:
 def test_a_negative_metric_is_no_negative_size() -> None:
     decision = one_pass(spec(metrics=(external(10),)), 3, -5.0)
     assert decision.desired == 1
+    assert [known.replicas for known in decision.state.log or ()] == [0]
 
 
 def test_without_metrics_it_is_cpu_at_80_percent() -> None:
