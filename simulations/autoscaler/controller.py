@@ -10,7 +10,7 @@ from simulations.autoscaler.compiled import Compiled
 from simulations.autoscaler.decision import Decision, State
 from simulations.autoscaler.options import Options
 from simulations.autoscaler.reconcile import reconcile
-from simulations.autoscaler.values import Container, Metrics, Pod, Sample, Usage
+from simulations.autoscaler.values import MAX_INT64, Container, Metrics, Pod, Sample, Usage
 from simulations.control import Observation, PodStatus
 
 _CONTAINER = "vllm"
@@ -109,6 +109,8 @@ def _usages(resource: str, seen: Observation) -> dict[str, Usage]:
 def thousandths(value: float) -> int:
     """A value as an adapter writes its quantity: truncated to thousandths, and 0 for no number.
 
-    Source:  prometheus-adapter, pkg/custom-provider/provider.go, v0.12.
+    Source:  prometheus-adapter, pkg/custom-provider/provider.go.
     """
-    return 0 if math.isnan(value) else int(value * 1000.0)
+    if math.isnan(value):
+        return 0
+    return int(max(-float(MAX_INT64), min(float(MAX_INT64), value * 1000.0)))

@@ -96,3 +96,7 @@ def test_cpu_needs_requests_and_a_started_pod() -> None:
 )
 def test_an_adapter_truncates(value: float, wanted: int) -> None:
     assert thousandths(value) == wanted
+
+
+def test_an_endless_value_is_a_large_one() -> None:
+    assert thousandths(math.inf) == -thousandths(-math.inf) == 2**63
