@@ -12,12 +12,14 @@ class PodStatus:
     """A pod of the scaled workload as the API server has it."""
 
     number: int
-    phase: Literal["Pending", "Running"]
+    phase: Literal["Pending", "Running", "Succeeded", "Failed"]
     ready: bool
     started_s: float | None
     """When its container started; None while Pending."""
     ready_changed_s: float
     """When its Ready condition last changed."""
+    deleted: bool = False
+    """Whether it is being deleted."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Observation:
     current: int
     """spec.replicas."""
     pods: tuple[PodStatus, ...]
-    """Spares and pods that are being deleted are left out; there may be fewer or more than current."""
+    """All that the workload's selector matches, but no spares; fewer or more than current."""
     per_pod: Callable[[str], dict[int, float]]
-    """A Pods metric by pod number; pods without a value are left out."""
+    """A Pods metric, or a resource (cpu in cores, memory in bytes), by pod number; pods without a value
+    are left out."""
     total: Callable[[str], float | None]
     """The same metric as one value, for External and Object metrics; None where there is none."""
+    status_replicas: int | None = None
+    """status.replicas of the workload; None: as many as there are pods."""
 
 
 class Controller(Protocol):

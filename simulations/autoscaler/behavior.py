@@ -1,11 +1,14 @@
-"""From a proposal to what is written: stabilization, rate limits, bounds."""
+"""From a proposal to what is written: stabilization, rate limits, bounds.
+
+Source:  horizontal.go (stabilizeRecommendation*, convertDesiredReplicas*, storeScaleEvent), v1.37, and
+         the defaults of pkg/apis/autoscaling/v2/defaults.go.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from serving.hpa import ScalingPolicy, ScalingRules
 
@@ -38,21 +41,31 @@ class Rules:
     """ScalingRules with every default filled in, as the API server does it."""
 
     window_s: float
-    select: Literal["Max", "Min", "Disabled"]
+    select: str
+    """Max, Min or Disabled."""
     policies: tuple[tuple[str, int, float], ...]
     """(type, value, period_s)."""
+    one_direction: bool = False
+    """Options.events_of_one_direction."""
 
     @classmethod
-    def up(cls, rules: ScalingRules | None) -> Rules:
-        return cls._of(rules or ScalingRules(), 0.0, _DEFAULT_UP)
+    def up(cls, rules: ScalingRules | None, *, one_direction: bool = False) -> Rules:
+        return cls._of(rules or ScalingRules(), 0.0, _DEFAULT_UP, one_direction)
 
     @classmethod
-    def down(cls, rules: ScalingRules | None, window_s: float) -> Rules:
-        return cls._of(rules or ScalingRules(), window_s, _DEFAULT_DOWN)
+    def down(
+        cls, rules: ScalingRules | None, window_s: float, *, one_direction: bool = False
+    ) -> Rules:
+        """`window_s` is the controller's flag, which a spec may override."""
+        return cls._of(rules or ScalingRules(), window_s, _DEFAULT_DOWN, one_direction)
 
     @classmethod
     def _of(
-        cls, rules: ScalingRules, window_s: float, policies: tuple[ScalingPolicy, ...]
+        cls,
+        rules: ScalingRules,
+        window_s: float,
+        policies: tuple[ScalingPolicy, ...],
+        one_direction: bool,
     ) -> Rules:
         window = rules.stabilization_window_seconds
         chosen = policies if rules.policies is None else rules.policies
@@ -60,6 +73,7 @@ class Rules:
             window_s=window_s if window is None else float(window),
             select=rules.select_policy or "Max",
             policies=tuple((p.type, p.value, float(p.period_seconds)) for p in chosen),
+            one_direction=one_direction,
         )
 
     @property
@@ -123,26 +137,30 @@ def changed_within(events: Events, period_s: float, now_s: float) -> int:
 
 
 def up_limit(current: int, ups: Events, downs: Events, rules: Rules, now_s: float) -> int:
-    """The most replicas that the policies allow now."""
+    """The most replicas that the policies allow now: rounded up, so that 1 can grow by a percent."""
     if rules.select == "Disabled":
         return current
     proposals = []
     for kind, value, period_s in rules.policies:
         start = current - changed_within(ups, period_s, now_s)
-        start += changed_within(downs, period_s, now_s)
-        proposals.append(start + value if kind == "Pods" else math.ceil(start * (1 + value / 100)))
+        if not rules.one_direction:
+            start += changed_within(downs, period_s, now_s)
+        proposals.append(
+            start + value if kind == "Pods" else math.ceil(float(start) * (1 + value / 100))
+        )
     return min(proposals) if rules.select == "Min" else max(proposals)
 
 
 def down_limit(current: int, ups: Events, downs: Events, rules: Rules, now_s: float) -> int:
-    """The fewest replicas that the policies allow now."""
+    """The fewest replicas that the policies allow now: truncated, so it may be one fewer."""
     if rules.select == "Disabled":
         return current
     proposals = []
     for kind, value, period_s in rules.policies:
-        start = current - changed_within(ups, period_s, now_s)
-        start += changed_within(downs, period_s, now_s)
-        proposals.append(start - value if kind == "Pods" else int(start * (1 - value / 100)))
+        start = current + changed_within(downs, period_s, now_s)
+        if not rules.one_direction:
+            start -= changed_within(ups, period_s, now_s)
+        proposals.append(start - value if kind == "Pods" else int(float(start) * (1 - value / 100)))
     return max(proposals) if rules.select == "Min" else min(proposals)
 
 

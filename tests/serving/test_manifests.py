@@ -22,14 +22,7 @@ from hypothesis import strategies as st
 from serving.errors import BundleError
 from serving.hpa import (
     REQUESTS_WAITING,
-    TTFT_MEAN,
-    Behavior,
     HpaSpec,
-    Metric,
-    MetricIdentifier,
-    PodsMetric,
-    ScalingRules,
-    Target,
     milli,
     pods_metric,
     quantity,
@@ -249,11 +242,6 @@ def test_kustomize_puts_the_image_in_place(tmp_path: Path, image: str | None) ->
 # -- what cannot be shipped --------------------------------------------------------------------
 
 
-def _metric(target: Target) -> Metric:
-    source = PodsMetric(metric=MetricIdentifier(name=TTFT_MEAN), target=target)
-    return Metric(type="Pods", pods=source)
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -261,31 +249,8 @@ def _metric(target: Target) -> Metric:
         ({"warm_spares": 1}, r"warm_spares\(=1\)"),
         ({"gpus_per_replica": 2}, r"gpus_per_replica\(=2\)"),
         (
-            {"hpa": HpaSpec(min_replicas=0, max_replicas=2, metrics=(pods_metric("m", 1),))},
+            {"hpa": HpaSpec(min_replicas=0, max_replicas=2, metrics=(external_metric("m", 1),))},
             r"min_replicas\(=0\)",
-        ),
-        (
-            {"hpa": HpaSpec(max_replicas=2, metrics=(_metric(Target(type="Value", value="1")),))},
-            r"target type\(='Value'\)",
-        ),
-        (
-            {
-                "hpa": HpaSpec(
-                    max_replicas=2,
-                    metrics=(_metric(Target(type="AverageValue", average_value="1", value="2")),),
-                )
-            },
-            "more than one value",
-        ),
-        (
-            {
-                "hpa": HpaSpec(
-                    max_replicas=2,
-                    metrics=(pods_metric("m", 1),),
-                    behavior=Behavior(scale_up=ScalingRules(policies=())),
-                )
-            },
-            r"policies\(=\(\)\)",
         ),
     ],
 )

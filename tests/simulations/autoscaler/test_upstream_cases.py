@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.hpa import HpaSpec, ScalingRules, quantity
-from simulations.autoscaler import Metrics, Options, Pod, State, reconcile
+from serving.hpa import UNCHECKED, HpaSpec, Metric, ScalingRules, quantity
+from simulations.autoscaler import (
+    Compiled,
+    Condition,
+    Container,
+    Decision,
+    Metrics,
+    Options,
+    Pod,
+    Sample,
+    State,
+    Usage,
+    reconcile,
+)
 from simulations.autoscaler import behavior as b
-from simulations.autoscaler.reconcile import Compiled
 
 TABLE = Path(__file__).resolve().parents[4] / "shared" / "hpa" / "horizontal_cases.json"
 CASES: list[dict[str, Any]] = json.loads(TABLE.read_text())["cases"] if TABLE.exists() else []
-HARNESS = Options(legacy_up_factor=8.0)
 DOWN_WINDOW_S = 300.0
 
 needs_table = pytest.mark.skipif(not CASES, reason=f"{TABLE.name} is not at hand")
@@ -135,75 +146,153 @@ def test_scale_events(case: dict[str, Any]) -> None:
     ]
 
 
+def metric_of(metric: dict[str, Any]) -> dict[str, Any]:
+    """A metric of the table in the API's fields. One of upstream's types is none on purpose."""
+    target = metric.get("target") or {}
+    aim: dict[str, Any] = {"type": target.get("type")}
+    if "value_milli" in target:
+        aim["value"] = f"{target['value_milli']}m"
+    if "average_value_milli" in target:
+        aim["average_value"] = f"{target['average_value_milli']}m"
+    aim["average_utilization"] = target.get("average_utilization_pct")
+    source: dict[str, Any] = {"target": aim}
+    kind = metric["type"]
+    if kind in ("Resource", "ContainerResource"):
+        source |= {"name": metric["resource"]}
+    else:
+        source |= {"metric": {"name": metric.get("metric_name")}}
+    if kind == "ContainerResource":
+        source |= {"container": metric["container"]}
+    if kind == "Object":
+        source |= {"described_object": {"kind": "Deployment", "name": "some-deployment"}}
+    field = {"ContainerResource": "container_resource"}.get(kind, kind.lower())
+    return {"type": kind} | ({field: source} if field in Metric.model_fields else {})
+
+
 def spec_of(case: dict[str, Any]) -> HpaSpec:
-    metrics = []
-    for metric in case["metrics"]:
-        target = metric["target"]
-        aim: dict[str, Any] = {"type": target["type"]}
-        if target["type"] == "Value":
-            aim["value"] = f"{target['value_milli']}m"
-        else:
-            aim["average_value"] = f"{target['average_value_milli']}m"
-        source: dict[str, Any] = {"metric": {"name": metric["metric_name"]}, "target": aim}
-        if metric["type"] == "Object":
-            source["described_object"] = {"kind": "Deployment", "name": "some-deployment"}
-        metrics.append({"type": metric["type"], metric["type"].lower(): source})
+    """The spec of a case. Some of them would be refused by the API server, so nobody asks it."""
     behavior = case["behavior"]
-    return HpaSpec.model_validate(
-        {
-            "min_replicas": case["min_replicas"],
-            "max_replicas": case["max_replicas"],
-            "metrics": metrics,
-            "behavior": None
-            if behavior is None
-            else {
-                "scale_up": rules(behavior.get("scale_up")),
-                "scale_down": rules(behavior.get("scale_down")),
-            },
-        }
+    given = {
+        "min_replicas": case["min_replicas"],
+        "max_replicas": case["max_replicas"],
+        "metrics": [metric_of(metric) for metric in case["metrics"]],
+        "behavior": None
+        if behavior is None
+        else {
+            "scale_up": rules(behavior.get("scale_up")),
+            "scale_down": rules(behavior.get("scale_down")),
+        },
+    }
+    return HpaSpec.model_validate(given, context=UNCHECKED)
+
+
+def options_of(case: dict[str, Any]) -> Options:
+    """Upstream's test harness, under the rules that a case is for."""
+    rule, zero = case.get("scale_to_zero_rule"), case.get("scale_to_zero_feature")
+    tolerance = case.get("configurable_tolerance_feature")
+    return Options(
+        cpu_initialization_s=120.0,
+        initial_readiness_delay_s=10.0,
+        legacy_up_factor=8.0,
+        scaled_to_zero_condition=rule == "1_36",
+        scale_to_zero=zero is not False,
+        configurable_tolerance=tolerance is not False,
     )
 
 
-def whole_passes() -> list[Any]:
-    """Passes on the metrics that GPUs have, in a cluster where every API call answers."""
-    return [
-        pytest.param(c, id=c["id"])
-        for c in CASES
-        if c["kind"] == "reconcile"
-        and c["metrics"]
-        and {m["type"] for m in c["metrics"]} <= {"Pods", "Object", "External"}
-        and not c.get("faults")
-        and not c.get("other_hpas")
-        and c["scale_spec_replicas"] > 0
-        and c["min_replicas"] > 0
-    ]
+def pod_of(given: dict[str, Any]) -> Pod:
+    return Pod(
+        name=given["name"],
+        phase=given["phase"],
+        ready=given["ready"],
+        deleted=given["deleted"],
+        started_s=given["start_time_s"],
+        ready_changed_s=given["ready_transition_time_s"],
+        containers=tuple(Container(c, {"cpu": m}) for c, m in given["requests_milli"].items()),
+    )
 
 
-@needs_table
-@pytest.mark.parametrize("case", whole_passes())
-def test_reconcile(case: dict[str, Any]) -> None:
-    names = [m["metric_name"] for m in case["metrics"]]
-    selected = [p for p in case["pods"] if p["labels"].get("name") == "test-pod"]
-    pods = [Pod(p["name"], p["phase"], p["ready"] == "True", bool(p["deleted"])) for p in selected]
-    values = {v["pod"]: v["value_milli"] for v in case["pods_metric_values"] or []}
-    log = case["initial_recommendations"]
+def metrics_of(case: dict[str, Any]) -> Metrics:
+    """The answers of the metrics APIs, without those that fail."""
+    names = [m["metric_name"] for m in case["metrics"] if "metric_name" in m]
+    samples = {
+        v["pod"]: Sample(v["value_milli"], v["timestamp_s"], v["window_s"])
+        for v in case["pods_metric_values"] or []
+    }
+    usages = {
+        v["pod"]: Usage(v["containers"], v["timestamp_s"], v["window_s"])
+        for v in case["resource_metrics"] or []
+    }
+    faults = case.get("faults") or []
+    custom = [] if "custom_metrics" in faults else names
+    return Metrics(
+        pods=dict.fromkeys(custom, samples),
+        objects=dict.fromkeys(custom, case["object_value_milli"]),
+        external={}
+        if "external_metrics" in faults
+        else dict.fromkeys(names, case["external_values_milli"]),
+        resources={} if "resource_metrics" in faults else {"cpu": usages},
+    )
+
+
+def selected(labels: dict[str, str], selector: dict[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def reconciled(case: dict[str, Any]) -> Decision:
+    faults = case.get("faults") or []
+    log, text = case["initial_recommendations"], case.get("scale_selector")
+    pods = [p for p in case["pods"] if selected(p["labels"], {"name": "test-pod"})]
     state = State(
         log=None
         if log is None
-        else tuple(b.Recommendation(r["recommendation"], r["time_s"]) for r in log)
+        else tuple(b.Recommendation(r["recommendation"], r["time_s"]) for r in log),
+        conditions=tuple(
+            Condition(c["type"], c["status"] == "True", c["reason"])
+            for c in case.get("initial_conditions") or []
+        ),
     )
-    decision = reconcile(
-        Compiled.of(spec_of(case), HARNESS),
+    return reconcile(
+        Compiled.of(spec_of(case), options_of(case)),
         state,
         now_s=0.0,
         current=case["scale_spec_replicas"],
         status_replicas=case["scale_status_replicas"],
-        pods=pods,
-        metrics=Metrics(
-            pods=dict.fromkeys(names, values),
-            objects=dict.fromkeys(names, case["object_value_milli"]),
-            external=dict.fromkeys(names, case["external_values_milli"]),
-        ),
+        pods=[pod_of(p) for p in pods],
+        metrics=metrics_of(case),
+        selector="name=test-pod" if text is None else text,
+        rivals=[
+            other["name"]
+            for other in case.get("other_hpas") or []
+            if any(selected(p["labels"], other["selector"]) for p in pods)
+        ],
+        read_fails="get_scale" in faults,
+        write_fails="update_scale" in faults,
     )
-    assert decision.desired == case["expected"]["desired_replicas"]
-    assert decision.scaled == case["expected"]["scaled"]
+
+
+@needs_table
+@pytest.mark.parametrize("case", of_kind("reconcile"))
+def test_reconcile(case: dict[str, Any]) -> None:
+    decision, expected = reconciled(case), case["expected"]
+    assert decision.desired == expected["desired_replicas"]
+    assert decision.scaled == expected["scaled"]
+    assert bool(decision.errors) == expected["reconcile_error"]
+    assert [(c.type, str(c.status), c.reason) for c in decision.conditions] == [
+        (c["type"], c["status"], c["reason"]) for c in expected["conditions"]
+    ]
+    if expected["cpu_utilization_pct"] is not None:
+        (found,) = [
+            m.replicas for m in decision.metrics if m and m.replicas.utilization is not None
+        ]
+        assert found.utilization == expected["cpu_utilization_pct"]
+
+
+@needs_table
+def test_every_case_is_run() -> None:
+    kinds = collections.Counter(case["kind"] for case in CASES)
+    assert sum(kinds.values()) == 186
+    assert kinds.keys() == {
+        *("legacy_limits", "scale_up_limit", "scale_down_limit", "stabilize_legacy"),
+        *("stabilize_with_behavior", "behavior_rate", "store_scale_event", "reconcile"),
+    }

@@ -1,0 +1,10 @@
+"""Names under which a fleet's metrics reach the autoscaler."""
+
+GPU_UTILISATION = "DCGM_FI_DEV_GPU_UTIL"
+"""Share of time the device was busy with anything at all, 0 to 100, as the DCGM exporter reports it."""
+REQUESTS_RUNNING = "vllm_num_requests_running"
+REQUESTS_WAITING = "vllm_num_requests_waiting"
+KV_CACHE_USAGE = "vllm_kv_cache_usage_perc"
+"""0 to 1, in spite of its name."""
+TTFT_MEAN = "vllm_ttft_mean_seconds"
+"""Mean TTFT of the last minute: a recording rule that the bundle ships."""
