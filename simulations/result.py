@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 
 from serving.values import Estimate, Value, doubted_html
 from simulations.traffic import Workload
+
+Outcome = Literal["not started", "under way", "completed", "rolled back"]
 
 
 class Prediction(Value):
@@ -22,6 +25,32 @@ class Prediction(Value):
     tolerance_p99: float = 0.5
     doubts: tuple[str, ...] = ()
     """Those of the latency model."""
+
+
+class BlastRadius(Value):
+    """What a release did, in one run. Times are None where it did not happen."""
+
+    outcome: Outcome
+    reason: str
+    """Why it was rolled back: worse, undecided, or not ready in time."""
+    touched: int
+    """Requests that a replica of the new version took."""
+    touched_share: float
+    """Of all requests."""
+    failed: int
+    """Of those touched: they got an error, or died with a replica."""
+    slowed: int
+    """Of those touched: answered, but over a limit of the SLO."""
+    live_at_s: float | None
+    """When the new version took its first traffic."""
+    detected_after_s: float | None
+    """From then to the verdict that sent all traffic back."""
+    rolled_back_after_s: float | None
+    """From the verdict to the last pod of the new version being gone."""
+    completed_at_s: float | None
+    """When only the new version was left."""
+    extra_gpu_hours: float
+    """Held by pods beyond the replicas (with spares) that were wanted, during the rollout."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,9 @@ class SimResult:
         alerts: DataFrame: alert, seed, started_at_s, ended_at_s.
         keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
         doubts: those of the latency model.
+        events: DataFrame of the first seed: t_s, event (ready, deleted, terminated, gone, crash,
+            OOM, node lost), pod, node.
+        blast_radius: of the release, per seed; () without one.
     """
 
     plan_name: str
@@ -51,6 +83,8 @@ class SimResult:
     alerts: pd.DataFrame
     keeps_slo: bool
     doubts: tuple[str, ...] = ()
+    events: pd.DataFrame = field(default_factory=pd.DataFrame)
+    blast_radius: tuple[BlastRadius, ...] = ()
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,9 @@ from serving.plan import Plan, Slo
 from simulations.alerts import alerts
 from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
-from simulations.fleet import Cluster, Fleet
+from simulations.fleet import Cluster, Fleet, Release, blast_radius
 from simulations.latency import LatencyModel
-from simulations.result import SimResult
+from simulations.result import BlastRadius, SimResult
 from simulations.traffic import ClosedLoop, Workload
 
 OnProgress = Callable[[str, float], None]
@@ -30,6 +31,7 @@ def simulate(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     cluster: Cluster | None = None,
+    release: Release | None = None,
     on_progress: OnProgress | None = None,
 ) -> SimResult:
     """Run a plan through a workload once per seed.
@@ -41,6 +43,7 @@ def simulate(
 
     Args:    latency: of the plan's variant, on one replica.
              cluster: None is `Cluster()`.
+             release: a new version that is rolled out meanwhile; its blast radius is reported.
     Returns: SimResult. Utilisation, KV usage and shares are 0 to 1.
     Raises:  InputError: a closed-loop workload, no seeds, no requests, or requests that the engine
              refuses.
@@ -53,37 +56,46 @@ def simulate(
         )
     if len(seeds) == 0:
         raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
-    rows: list[dict[str, float]] = []
-    fired: list[pd.DataFrame] = []
-    timelines: list[pd.DataFrame] = []
+    runs: list[_Run] = []
     for position, seed in enumerate(seeds):
 
         def report(share: float, position: int = position, seed: int = seed) -> None:
             if on_progress is not None:
                 on_progress(f"{plan.name}, seed {seed}", (position + share) / len(seeds))
 
-        row, timeline, alerted = _one_run(plan, workload, latency, cluster, seed, report)
-        rows.append({"seed": seed, **row})
-        timelines.append(timeline)
-        fired.append(alerted.assign(seed=seed))
-    per_seed = pd.DataFrame(rows).astype({"seed": int})
+        runs.append(_one_run(plan, workload, latency, cluster, release, seed, report))
+    per_seed = pd.DataFrame([run.metrics for run in runs]).astype({"seed": int})
     metrics = {
         name: estimate(per_seed[name].tolist())
         for name in per_seed.columns
         if name != "seed" and per_seed[name].notna().all()
     }
+    fired = pd.concat([run.alerts for run in runs], ignore_index=True)
     return SimResult(
         plan_name=plan.name,
         metrics=metrics,
         per_seed=per_seed,
-        timeline=timelines[0],
-        alerts=pd.concat(fired, ignore_index=True)[["alert", "seed", "started_at_s", "ended_at_s"]],
+        timeline=runs[0].timeline,
+        alerts=fired[["alert", "seed", "started_at_s", "ended_at_s"]],
         keeps_slo=all(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
         ),
         doubts=latency.doubts,
+        events=runs[0].events,
+        blast_radius=tuple(run.blast for run in runs if run.blast is not None),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is kept of one seed."""
+
+    metrics: dict[str, float]
+    timeline: pd.DataFrame
+    alerts: pd.DataFrame
+    events: pd.DataFrame
+    blast: BlastRadius | None
 
 
 def _one_run(
@@ -91,17 +103,22 @@ def _one_run(
     workload: Workload,
     latency: LatencyModel,
     cluster: Cluster,
+    release: Release | None,
     seed: int,
     report: Callable[[float], None],
-) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """One seed: its metrics, timeline and alerts."""
+) -> _Run:
     entropy = workload.seed + seed
     schedule = workload.at(seed=entropy).schedule()
     check_lengths(schedule, latency, plan.engine)
-    rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,)))
-    controller = None if plan.hpa is None else HpaController(plan.hpa)
     fleet = Fleet(
-        plan, schedule, latency, cluster, controller, duration_s=workload.duration_s, rng=rng
+        plan,
+        schedule,
+        latency,
+        cluster,
+        _controller(plan, cluster),
+        duration_s=workload.duration_s,
+        rng=np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,))),
+        release=release,
     )
     timeline = fleet.run(report)
     requests = request_frame(fleet.data.requests)
@@ -111,22 +128,45 @@ def _one_run(
             f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {entropy}",
             remedy="Lengthen duration_s or raise the rate.",
         )
+    blast = None
+    if release is not None:
+        blast = blast_radius(requests, fleet.rollout.progress, plan.slo, fleet.extra_gpu_hours())
+    return _Run(
+        metrics={"seed": seed, **_metrics(plan, fleet, counted, timeline)},
+        timeline=timeline,
+        alerts=alerts(requests, timeline, workload.duration_s).assign(seed=seed),
+        events=fleet.events(),
+        blast=blast,
+    )
+
+
+def _controller(plan: Plan, cluster: Cluster) -> HpaController | None:
+    """The plan's autoscaler; one that KEDA makes never asks for less than one replica."""
+    if plan.hpa is None or cluster.activation is None:
+        return None if plan.hpa is None else HpaController(plan.hpa)
+    least = max(1, plan.hpa.min_replicas)
+    return HpaController(plan.hpa.model_copy(update={"min_replicas": least}))
+
+
+def _metrics(
+    plan: Plan, fleet: Fleet, counted: pd.DataFrame, timeline: pd.DataFrame
+) -> dict[str, float]:
+    """One seed's row, of the requests that count."""
     late = _with_age(counted, fleet.data.now_s)
     up_s = fleet.served_s()
-    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / workload.duration_s
-    row = {
+    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / fleet.duration_s
+    return {
         **percentiles(late),
         "slo_attainment": float(_meets(counted, plan.slo).mean()),
         "gpu_hours": gpu_hours,
         "cost_usd": gpu_hours * plan.gpu_usd_per_hour,
-        "replicas_mean": up_s / workload.duration_s,
+        "replicas_mean": up_s / fleet.duration_s,
         "replicas_max": float(timeline["replicas_ready"].max()) if len(timeline) else 0.0,
         "scale_events": float(fleet.scale_events),
         "gpu_utilisation_mean": fleet.busy_s / up_s if up_s > 0 else 0.0,
         "idle_share": 1 - fleet.active_s / up_s if up_s > 0 else 0.0,
         "unfinished": float(counted["end_s"].isna().mean()),
     }
-    return row, timeline, alerts(requests, timeline, workload.duration_s)
 
 
 def _with_age(requests: pd.DataFrame, now_s: float) -> pd.DataFrame:
