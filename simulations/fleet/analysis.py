@@ -44,7 +44,7 @@ class Analysis(Value):
     max_windows: int = Field(4, ge=1)
     """Windows for which a step waits for `min_requests`; then it is rolled back as undecided."""
     min_requests: int = Field(300, ge=1)
-    """Of the new version in a step, before its latency is judged and before it may pass. Without
+    """Of either version in a step, before latency is judged and before it may pass. Without
     a failure among 300 the rate of failures is below 1 % with 95 % confidence."""
     max_error_increase: float = Field(0.005, ge=0, le=1)
     """Failures less those of the old version, as shares of requests: more is worse."""
@@ -76,17 +76,17 @@ class Served:
     """Latencies by bucket, not cumulated."""
 
     @classmethod
-    def of(cls, readings: Iterable[Reading], latency: str) -> Self:
-        """The sum over replicas."""
-        answered = failed = 0
+    def of(cls, readings: Iterable[Reading], lost: int, latency: str) -> Self:
+        """The sum over replicas, and what those lost that died with requests."""
+        answered, failed = 0, lost
         total_s = 0.0
-        cumulated = np.zeros(1, dtype=np.int64)
+        buckets = np.zeros(1, dtype=np.int64)
         for reading in readings:
             answered += reading.finished  # type: ignore[attr-defined]
             failed += reading.failed  # type: ignore[attr-defined]
             total_s += getattr(reading, f"{latency}_sum_s")
-            cumulated = cumulated + reading.histograms[latency]  # type: ignore[attr-defined]
-        return cls(answered, failed, total_s, np.diff(cumulated, prepend=0))
+            buckets = buckets + reading.histograms[latency]  # type: ignore[attr-defined]
+        return cls(answered, failed, total_s, buckets)
 
     def since(self, before: Self) -> Self:
         """What came after an earlier look."""
@@ -116,7 +116,7 @@ def judge(new: Served, old: Served, rule: Analysis, looks: int) -> Verdict:
     level = (1 - rule.confidence) / (2 * looks)
     if fails_more(new, old, rule.max_error_increase) < level:
         return "worse"
-    if new.requests < rule.min_requests:
+    if min(new.requests, old.requests) < rule.min_requests:
         return "undecided"
     if is_slower(new, old, rule.max_slowdown) < level:
         return "worse"

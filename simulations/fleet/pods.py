@@ -133,6 +133,8 @@ class Pods:
         self.gone: list[Pod] = []
         self.retired: dict[int, list[Reading]] = {}
         """Last readings of replicas that stopped serving, by version."""
+        self.lost: dict[int, int] = {}
+        """Requests that died with their replica, by version."""
         self.events: list[tuple[float, str, int, int]] = []
         """(time, what, pod, node; -1 without one)"""
 
@@ -253,8 +255,9 @@ class Pods:
     def _stop(self, pod: Pod, how: str) -> None:
         """Its replica leaves the data plane, with what it holds."""
         self._settle()
-        holds = self._data.outstanding(pod.row) > 0
+        holds = self._data.outstanding(pod.row)
         last = self._data.fail(pod.row) if holds else self._data.remove(pod.row)
+        self.lost[pod.version] = self.lost.get(pod.version, 0) + holds
         self.retired.setdefault(pod.version, []).append(last)
         pod.served_before_s = pod.served_s(self._env.now)
         pod.row, pod.ready_s, pod.dying = -1, np.inf, False

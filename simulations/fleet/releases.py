@@ -232,4 +232,4 @@ class Rollout:
         return any(pod.version == version for pod in self._pods.alive)
 
     def _served(self, version: int, rule: Analysis) -> Served:
-        return Served.of(self._pods.shown(version), rule.latency)
+        return Served.of(self._pods.shown(version), self._pods.lost.get(version, 0), rule.latency)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from serving.values import Value
 from simulations.fleet.analysis import Analysis
 
-Amount = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+%$")]
+Amount = Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(pattern=r"^\d+%$")]
 
 
 class Recreate(Value):
