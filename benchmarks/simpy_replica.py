@@ -111,6 +111,7 @@ class SimpyReplica:
             + max(model.floor_s, model.per_token_s * tokens)
             + model.per_kv_token_s * kv
             + model.per_prefill_attention_s * attention
+            + model.prefill_step_s * (attention > 0)
             + model.step_overhead_s
         )
 

@@ -2,12 +2,14 @@
 
     step = base + per_seq x seqs + max(floor, per_token x padded(tokens))
                 + per_kv_token x kv_tokens + per_prefill_attention x attention
+                + prefill_step where the step computes any prompt
 
 with non-negative coefficients, each a physical term: the host's work per step and per scheduled
 sequence; the matrix multiplications, which take the time of reading the weights once (the floor)
 until their arithmetic takes longer (the knee); the KV cache, read once per decoding sequence; and
 attention of a prefill, which grows with what it attends to. An engine with CUDA graphs computes a
-step that only decodes for the next larger captured number of tokens.
+step that only decodes for the next larger captured number of tokens; a step with any prefill leaves
+the graphs and is launched by the host, which costs it a constant.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Coefficients(Value):
     per_token_s: float = Field(ge=0)
     per_kv_token_s: float = Field(ge=0)
     per_prefill_attention_s: float = Field(ge=0)
+    prefill_step_s: float = Field(0.0, ge=0)
     step_overhead_s: float = Field(ge=0)
 
 
@@ -119,6 +122,8 @@ class LatencyModel(Value):
     """Per token that the decoding sequences have in the cache."""
     per_prefill_attention_s: float = Field(0.0, ge=0)
     """Per (prefill token x token of its context)."""
+    prefill_step_s: float = Field(0.0, ge=0)
+    """The host again, per step that computes any prompt tokens."""
     pad_to_tokens: tuple[int, ...] = ()
     """Ascending sizes to which a step that only decodes is rounded up; () where none is."""
     step_overhead_s: float = Field(0.0, ge=0)
@@ -191,6 +196,7 @@ class LatencyModel(Value):
             + np.maximum(self.floor_s, self.per_token_s * tokens)
             + self.per_kv_token_s * np.asarray(kv_tokens, dtype=np.float64)
             + self.per_prefill_attention_s * np.asarray(prefill_attention, dtype=np.float64)
+            + self.prefill_step_s * (prefill > 0)
         )
 
     def draw(self, i: int) -> Self:

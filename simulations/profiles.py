@@ -1,55 +1,69 @@
-"""Published daily profiles: shape, burstiness and lengths, each with its source.
+"""Published days and weeks of traffic: shape, burstiness and lengths, each with its source.
 
-Hourly means of the published request rate; only the shape is used, `Day.peak_rps` sets the level.
+The figures lie in profiles.json. Only the shape is used; the arrivals' `peak_rps` sets the level.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A day of real traffic. Lengths are medians and means in tokens."""
+class ProfileLengths:
+    """Medians and means of what is asked and answered, in tokens."""
 
-    source: str
-    hourly_shape: tuple[float, ...]
-    burstiness: float
-    """Squared inverse of the coefficient of variation of the gaps: 1 is Poisson."""
     prompt_median_tokens: float
     prompt_mean_tokens: float
     output_median_tokens: float
     output_mean_tokens: float
 
 
-PROFILES: dict[str, Profile] = {
-    # CV of the gaps 1.1 (median over 10-minute windows); busiest to quietest hour 4.9.
-    "servegen-deepseek-r1": Profile(
-        source="alibaba/ServeGen @ f891d1189eb3, deepseek-r1, one day (Apache-2.0);"
-        " Xiang et al., ServeGen, arXiv 2505.09999",
-        hourly_shape=(
-            *(19.31, 22.25, 32.58, 28.64, 17.04, 14.54, 12.00, 9.24, 9.54, 10.63, 12.98, 13.29),
-            *(7.16, 8.72, 10.96, 11.27, 14.06, 8.86, 12.00, 9.41, 19.86, 25.97, 35.13, 18.91),
-        ),
-        burstiness=0.83,
-        prompt_median_tokens=208,
-        prompt_mean_tokens=1266,
-        output_median_tokens=788,
-        output_mean_tokens=1523,
-    ),
-    # Tuesday 14 May 2024, UTC; busiest to quietest hour 10.9. Burstiness and lengths are those of
-    # the same service's one-hour trace of November 2023 (CV 11 within 10 minutes).
-    "azure-code-2024": Profile(
-        source="Azure/AzurePublicDataset @ b469a113 (CC-BY-4.0);"
-        " Stojkovic et al., DynamoLLM, HPCA 2025; lengths: Patel et al., Splitwise, ISCA 2024",
-        hourly_shape=(
-            *(27.7, 29.3, 26.0, 18.2, 14.9, 12.1, 9.9, 7.9, 7.6, 9.0, 9.4, 14.0),
-            *(26.3, 48.0, 66.6, 66.3, 59.7, 72.9, 82.4, 82.4, 74.7, 53.7, 39.7, 30.3),
-        ),
-        burstiness=0.0083,
-        prompt_median_tokens=1469,
-        prompt_mean_tokens=2048,
-        output_median_tokens=13,
-        output_mean_tokens=28,
-    ),
-}
+@dataclass(frozen=True)
+class Profile:
+    """Some whole days of real traffic."""
+
+    source: str
+    note: str
+    """What it is, and how the figures were made."""
+    unit: str
+    """Of the rates. Tokens and nodes follow the requests only roughly."""
+    step_s: float
+    rates: tuple[float, ...]
+    """Mean of each step, from midnight or as the note says."""
+    burstiness: float | None
+    """Squared inverse of the coefficient of variation of the gaps: 1 is Poisson. None: not published."""
+    lengths: ProfileLengths | None
+
+    @property
+    def steps_a_day(self) -> int:
+        return round(DAY_S / self.step_s)
+
+    @property
+    def days(self) -> tuple[tuple[float, ...], ...]:
+        """The rates of each day."""
+        a_day = self.steps_a_day
+        return tuple(self.rates[i : i + a_day] for i in range(0, len(self.rates), a_day))
+
+
+def _read() -> dict[str, Profile]:
+    declared: dict[str, dict[str, Any]] = json.loads(
+        Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+    )
+    return {
+        name: Profile(
+            **{
+                **fields,
+                "rates": tuple(fields["rates"]),
+                "lengths": fields["lengths"] and ProfileLengths(**fields["lengths"]),
+            }
+        )
+        for name, fields in declared.items()
+    }
+
+
+PROFILES: dict[str, Profile] = _read()

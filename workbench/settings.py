@@ -82,8 +82,9 @@ class Settings(Value):
 
     @model_validator(mode="after")
     def _positive(self) -> Settings:
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile(={self.profile!r}) must be one of {sorted(PROFILES)}")
+        known = sorted(name for name, profile in PROFILES.items() if profile.lengths is not None)
+        if self.profile not in known:  # of others only the rates were published
+            raise ValueError(f"profile(={self.profile!r}) must be one of {known}")
         for name, values in (("batches", self.batches), ("rates_rps", self.rates_rps or (1,))):
             wrong = [value for value in values if value <= 0]
             if wrong or not values:
@@ -125,18 +126,19 @@ class Settings(Value):
 
     def lengths(self) -> dict[str, LogNormal]:
         """Prompt and output lengths of the profile, scaled to the engine's context."""
-        profile = PROFILES[self.profile]
+        published = PROFILES[self.profile].lengths
+        assert published is not None
         room = self.engine.max_model_len
         return {
             "prompt_tokens": LogNormal(
-                median_tokens=profile.prompt_median_tokens / self.length_divisor,
-                mean_tokens=profile.prompt_mean_tokens / self.length_divisor,
+                median_tokens=published.prompt_median_tokens / self.length_divisor,
+                mean_tokens=published.prompt_mean_tokens / self.length_divisor,
                 min_tokens=4,
                 max_tokens=room // 2,
             ),
             "output_tokens": LogNormal(
-                median_tokens=profile.output_median_tokens / self.length_divisor,
-                mean_tokens=profile.output_mean_tokens / self.length_divisor,
+                median_tokens=published.output_median_tokens / self.length_divisor,
+                mean_tokens=published.output_mean_tokens / self.length_divisor,
                 min_tokens=2,
                 max_tokens=room // 2 - 8,
             ),

@@ -4,6 +4,7 @@
 """
 
 from simulations.engine.dataplane import DataPlane, Reading
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.engine.replica import (
     check_lengths,
@@ -17,6 +18,7 @@ from simulations.engine.replica import (
 )
 
 __all__ = [
+    "BUCKETS_S",
     "DataPlane",
     "Reading",
     "SchedulerOptions",

@@ -1,8 +1,10 @@
 """KV blocks with prefix caching in compiled code: vLLM's free queue, and what can be found.
 
 A block that no other request can have need not be found, except by its own request after a
-preemption: only then, and where prompts share segments, does it get a key. Keys are 64 bits of a
-chain over (segment, offset, tokens); of a pool of 10^6 blocks one lookup in 10^13 would err.
+preemption: only then, and where prompts share segments, does it get a key and a node of its own.
+All others are alike and only counted: in the free queue, those between two nodes are one run. So a
+request costs what it shares, not what it holds. Keys are 64 bits of a chain over (segment, offset,
+tokens); of a pool of 10^6 blocks one lookup in 10^13 would err.
 
 Source:  vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), 0.32.
 """
@@ -28,6 +30,13 @@ def mixed(h: Int, value: Int) -> Int:
     z = (z ^ (z >> _30)) * _B
     z = (z ^ (z >> _27)) * _C
     return z ^ (z >> _31)
+
+
+@compiled
+def uniform(seed: Int, a: Int, b: Int) -> float:
+    """A number in [0, 1) that belongs to (seed, a, b)."""
+    drawn = mixed(mixed(np.uint64(seed), np.uint64(a)), np.uint64(b))
+    return float(drawn >> np.uint64(11)) * 2.0**-53
 
 
 @compiled
@@ -68,28 +77,32 @@ def _cell(key: Int, blocks: Records, lookup: Int32Array) -> Int:
     at = np.int64(key & np.uint64(mask))
     while lookup[at] != 0 and blocks[lookup[at]].key != key:
         at = (at + 1) & mask
-    return int(at)
+    return np.int64(at)
 
 
 @compiled
 def find(key: Int, blocks: Records, lookup: Int32Array) -> Int:
     """The oldest block of a key, 0 for none."""
-    return int(lookup[_cell(key, blocks, lookup)])
+    return np.int64(lookup[_cell(key, blocks, lookup)])
 
 
 @compiled
-def list_block(b: Int, key: Int, blocks: Records, lookup: Int32Array) -> None:
-    """From now on it can be found."""
+def list_block(key: Int, blocks: Records, lookup: Int32Array) -> Int:
+    """A node for a held block, which can be found from now on."""
+    b = blocks[0].held
+    blocks[0].held = blocks[b].after
     at = _cell(key, blocks, lookup)
     head = lookup[at]
     blocks[b].key = key
     blocks[b].twin = 0
+    blocks[b].held = 1
     if head == 0:
         lookup[at] = b
-        return
+        return np.int64(b)
     while blocks[head].twin != 0:
         head = blocks[head].twin
     blocks[head].twin = b
+    return np.int64(b)
 
 
 @compiled
@@ -123,26 +136,11 @@ def _forget(b: Int, blocks: Records, lookup: Int32Array) -> None:
 
 
 @compiled
-def take_block(blocks: Records, lookup: Int32Array) -> Int:
-    """The first of the free queue."""
-    b = blocks[0].after
-    after = blocks[b].after
-    blocks[0].after = after
-    blocks[after].before = 0
-    if blocks[b].key != 0:
-        _forget(b, blocks, lookup)
-    blocks[b].held = 1
-    return int(b)
-
-
-@compiled
-def touch_block(b: Int, blocks: Records) -> None:
-    """One more request holds it."""
-    if blocks[b].held == 0:
-        before, after = blocks[b].before, blocks[b].after
-        blocks[before].after = after
-        blocks[after].before = before
-    blocks[b].held += 1
+def _unlink(b: Int, blocks: Records) -> None:
+    """Out of the free queue."""
+    before, after = blocks[b].before, blocks[b].after
+    blocks[before].after = after
+    blocks[after].before = before
 
 
 @compiled
@@ -156,22 +154,67 @@ def _insert(b: Int, before: Int, blocks: Records) -> None:
 
 
 @compiled
-def release(s: Int, count: Int, cached: Int, table: Int32Array, blocks: Records) -> Int:
+def take_blocks(count: Int, blocks: Records, lookup: Int32Array) -> None:
+    """The first so many of the free queue; what they hold is forgotten."""
+    while count > 0:
+        b = blocks[0].after
+        if blocks[b].key == 0:
+            taken = min(count, blocks[b].run)
+            blocks[b].run -= taken
+            count -= taken
+            if blocks[b].run > 0:
+                return
+        else:
+            _forget(b, blocks, lookup)
+            count -= 1
+        _unlink(b, blocks)
+        blocks[b].after = blocks[0].held
+        blocks[0].held = b
+
+
+@compiled
+def touch_block(b: Int, blocks: Records) -> None:
+    """One more request holds it."""
+    if blocks[b].held == 0:
+        _unlink(b, blocks)
+    blocks[b].held += 1
+
+
+@compiled
+def _add_run(count: Int, neighbour: Int, before: Int, blocks: Records) -> None:
+    """So many blocks alike: to the run that is there, or as one of their own behind `before`."""
+    if count <= 0:
+        return
+    if neighbour != 0 and blocks[neighbour].key == 0:
+        blocks[neighbour].run += count
+        return
+    b = blocks[0].held
+    blocks[0].held = blocks[b].after
+    blocks[b].key = 0
+    blocks[b].run = count
+    _insert(b, before, blocks)
+
+
+@compiled
+def release(
+    s: Int, listed: Int, cached: Int, count: Int, table: Int32Array, blocks: Records
+) -> Int:
     """Give back the first `count` blocks of a slot, the last first; how many became free.
 
-    Those from number `cached` on hold nothing to find.
+    The first `listed` of them have nodes; those from number `cached` on hold nothing to find and are
+    taken again first.
     """
-    freed = 0
-    front = 0
-    for k in range(count - 1, -1, -1):
+    first, last = np.int64(blocks[0].after), np.int64(blocks[0].before)
+    cached = min(cached, count)
+    _add_run(count - cached, first, np.int64(0), blocks)
+    if last == 0:
+        last = np.int64(blocks[0].before)
+    _add_run(cached - listed, last, last, blocks)
+    freed = count - listed
+    for k in range(listed - 1, -1, -1):
         b = table[s, k]
         blocks[b].held -= 1
-        if blocks[b].held > 0:
-            continue
-        freed += 1
-        if k >= cached:
-            _insert(b, front, blocks)
-            front = b
-        else:
-            _insert(b, blocks[0].before, blocks)
-    return freed
+        if blocks[b].held == 0:
+            _insert(b, np.int64(blocks[0].before), blocks)
+            freed += 1
+    return np.int64(freed)

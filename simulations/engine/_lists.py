@@ -6,9 +6,11 @@ O(log n) amortised and no memory.
 
 from __future__ import annotations
 
+import numpy as np
+
 from simulations.engine._state import Int, Int32Array, Records, compiled
 
-COMING_HEAP, WAITING_HEAP, ABANDON_HEAP = range(3)
+COMING_HEAP, WAITING_HEAP, ABANDON_HEAP = np.arange(3)
 """By time sent; by priority, then time sent; by the time at which its client gives up."""
 
 
@@ -29,8 +31,8 @@ def _before(heap: Int, a: Int, b: Int, q: Records) -> bool:
 @compiled
 def merge(heap: Int, a: Int, b: Int, q: Records) -> Int:
     """The root of two heaps made one; -1 is the empty heap."""
-    root = -1
-    parent = -1
+    root = np.int64(-1)
+    parent = np.int64(-1)
     while a >= 0 and b >= 0:
         if _before(heap, b, a, q):
             a, b = b, a
@@ -66,15 +68,16 @@ def push(heap: Int, root: Int, i: Int, q: Records) -> Int:
     else:
         q[i].left = -1
         q[i].right = -1
-    return int(merge(heap, root, i, q))
+    return merge(heap, np.int64(root), np.int64(i), q)
 
 
 @compiled
 def without_root(heap: Int, root: Int, q: Records) -> Int:
     """The root of what is left when the first one is taken."""
+    left, right = np.int64(q[root].left), np.int64(q[root].right)
     if heap == ABANDON_HEAP:
-        return int(merge(heap, q[root].abandon_left, q[root].abandon_right, q))
-    return int(merge(heap, q[root].left, q[root].right, q))
+        left, right = np.int64(q[root].abandon_left), np.int64(q[root].abandon_right)
+    return merge(heap, left, right, q)
 
 
 @compiled
@@ -94,7 +97,7 @@ def take_slot(i: Int, q: Records, e: Records, slots: Records) -> Int:
     e.last_slot = s
     e.n_running += 1
     q[i].slot = s
-    return int(s)
+    return np.int64(s)
 
 
 @compiled
@@ -134,37 +137,3 @@ def unlink_finish(s: Int, at: Int, slots: Records, finish: Int32Array) -> None:
         slots[before].finish_after = after
     if after >= 0:
         slots[after].finish_before = before
-
-
-@compiled
-def link_phase(s: Int, at: Int, slots: Records, phase: Int32Array) -> None:
-    head = phase[at]
-    slots[s].phase_before = -1
-    slots[s].phase_after = head
-    if head >= 0:
-        slots[head].phase_before = s
-    phase[at] = s
-
-
-@compiled
-def unlink_phase(s: Int, at: Int, slots: Records, phase: Int32Array) -> None:
-    before, after = slots[s].phase_before, slots[s].phase_after
-    if before < 0:
-        phase[at] = after
-    else:
-        slots[before].phase_after = after
-    if after >= 0:
-        slots[after].phase_before = before
-
-
-@compiled
-def sort_by_ticket(order: Int32Array, count: Int, slots: Records) -> None:
-    """Put the first `count` slots of a row into the order of the running list."""
-    for i in range(1, count):
-        s = order[i]
-        ticket = slots[s].ticket
-        j = i - 1
-        while j >= 0 and slots[order[j]].ticket > ticket:
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = s

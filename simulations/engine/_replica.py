@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulations.engine._blocks import take_blocks
 from simulations.engine._scheduler import (
     abandon,
     begin,
     complete,
-    grow_in_order,
     step_s_of,
     take_in,
 )
@@ -27,25 +27,31 @@ def _next_finish(st: View, limits: Limits) -> Int:
     while st.finish[(at + 1) % limits.ring] < 0:
         at += 1
     e.scanned = at
-    return int(at + 1 - e.rounds)
+    return np.int64(at + 1 - e.rounds)
 
 
 @compiled
-def _quiet_until(st: View, speed: Speed, limits: Limits) -> float:
-    """A lower bound of the next time at which a request leaves."""
+def _abandoned_from(st: View) -> float:
+    """A lower bound of the next time at which a client gives up with effect."""
+    e, q = st.row[0], st.requests
+    if e.outstanding == 0 or e.abandon_root < 0:
+        return NEVER
+    # It takes effect when a step ends, or with the next decision.
+    bound_s = max(q[e.abandon_root].abandon_s, e.clock_s)
+    if e.updated < e.step:
+        return float(max(bound_s, st.flights[(e.updated + 1) % 2].end_s))
+    if e.n_running + e.n_waiting == 0:
+        bound_s = max(bound_s, q[e.inbox_head].queued_s)
+    return float(np.nextafter(bound_s, NEVER))
+
+
+@compiled
+def _quiet_until(bound_s: float, st: View, speed: Speed, limits: Limits) -> float:
+    """A lower bound of the next time at which a request leaves, and it is no later than `bound`."""
     e, q = st.row[0], st.requests
     if e.outstanding == 0:
         return NEVER
-    bound_s = NEVER
-    if e.abandon_root >= 0:
-        # It takes effect when a step ends, or with the next decision.
-        bound_s = max(q[e.abandon_root].abandon_s, e.clock_s)
-        if e.updated < e.step:
-            bound_s = max(bound_s, st.flights[(e.updated + 1) % 2].end_s)
-        else:
-            if e.n_running + e.n_waiting == 0:
-                bound_s = max(bound_s, q[e.inbox_head].queued_s)
-            bound_s = np.nextafter(bound_s, NEVER)
+    shortest_s = speed.shortest * e.slowdown
     for step in range(e.updated + 1, e.step + 1):
         flight = st.flights[step % 2]
         row = st.news[step % 2]
@@ -54,12 +60,12 @@ def _quiet_until(st: View, speed: Speed, limits: Limits) -> float:
                 bound_s = min(bound_s, flight.end_s)
     start_s = max(e.clock_s, e.last_end_s)
     if e.n_decode > 0:
-        bound_s = min(bound_s, start_s + _next_finish(st, limits) * speed.shortest)
+        bound_s = min(bound_s, start_s + _next_finish(st, limits) * shortest_s)
     if e.n_prefill > 0 or e.n_waiting > 0:
-        bound_s = min(bound_s, start_s + speed.shortest)
+        bound_s = min(bound_s, start_s + shortest_s)
     if e.n_inbox > 0:
         start_s = max(start_s, q[e.inbox_head].queued_s)
-        bound_s = min(bound_s, start_s + limits.min_output * speed.shortest)
+        bound_s = min(bound_s, start_s + limits.min_output * shortest_s)
     return float(bound_s)
 
 
@@ -71,7 +77,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     lacks blocks, and before a step that would not be over by `until`.
     """
     e, q = st.row[0], st.requests
-    n = e.n_decode
+    n = np.int64(e.n_decode)
     if n == 0 or n != e.n_running or (e.n_waiting > 0 and n < limits.max_seqs):
         return False
     if e.step - e.updated != limits.depth - 1 or len(st.pairs) > 0:
@@ -82,6 +88,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     give_up_s = NEVER if e.abandon_root < 0 else q[e.abandon_root].abandon_s
     gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
     before = e.step
+    nothing = np.int64(0)
     last = e.step + _next_finish(st, limits) - 1
     while e.step < last and e.clock_s < stop_s:
         oldest = st.flights[(e.updated + 1) % 2]
@@ -91,7 +98,8 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         if need > e.free_blocks:
             break
         step = e.step + 1
-        step_s = step_s_of(step, 0, 0, n, e.kv_tokens, 0.0, e.seed, speed)
+        step_s = step_s_of(step, nothing, nothing, n, e.kv_tokens, 0.0, e.seed, speed)
+        step_s *= e.slowdown
         start_s = max(e.clock_s, e.last_end_s)
         end_s = start_s + step_s + gap_s
         done_s = oldest.end_s if limits.depth == 2 else end_s
@@ -109,12 +117,12 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         else:
             e.busy_s += step_s
             e.active_s += end_s - start_s
-        if not limits.caching:
-            e.free_blocks -= need
-        elif need > 0:
-            grow_in_order(0, st, limits)
+        e.free_blocks -= need
+        if limits.caching:
+            take_blocks(np.int64(need), st.blocks, st.lookup)
         e.rounds += 1
         e.kv_tokens += n
+        e.generation_tokens += n
         e.step = step
         e.updated += 1
         e.last_end_s = end_s
@@ -147,6 +155,8 @@ def advance(until_s: float, st: View, speed: Speed, limits: Limits) -> None:
                 take_in(now_s, st, limits)
                 if in_flight == 0:
                     abandon(now_s, st, limits)
+                    if st.follow.coming[0] >= 0:
+                        until_s = min(until_s, q[st.follow.coming[0]].sent_s)
                 if e.n_running + e.n_waiting > 0:
                     made = begin(now_s, st, speed, limits)
                     e.stuck = np.int32(not made and in_flight > 0)
@@ -162,4 +172,9 @@ def advance(until_s: float, st: View, speed: Speed, limits: Limits) -> None:
         e.stuck = 0
         if st.follow.coming[0] >= 0:
             until_s = min(until_s, q[st.follow.coming[0]].sent_s)
-    e.quiet_until_s = _quiet_until(st, speed, limits)
+    e.follow_s = _abandoned_from(st)
+    e.quiet_until_s = _quiet_until(e.follow_s, st, speed, limits)
+    if len(st.follow.turn) > 0 or st.follow.closed[0] < st.follow.closed[1]:
+        e.follow_s = e.quiet_until_s
+    elif st.gate.retries == 0:
+        e.follow_s = NEVER

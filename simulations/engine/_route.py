@@ -1,7 +1,6 @@
-"""The gateway's routing over all replicas, between two control events, in compiled code.
+"""The gateway over all replicas, between two control events, in compiled code.
 
-Least outstanding requests over the serving replicas; of equals, the one after the last chosen.
-Requests that find no serving replica wait at the gateway in order of arrival.
+Requests that find no replica in service wait at the gateway in order of arrival.
 
 Ties: a control event at t comes before an arrival at t; a request that ends exactly when another
 arrives has left.
@@ -11,11 +10,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulations.engine._balance import NO_ROOM, choose
+from simulations.engine._blocks import uniform
 from simulations.engine._lists import COMING_HEAP, without_root
 from simulations.engine._replica import advance
-from simulations.engine._scheduler import enqueue
+from simulations.engine._results import answered
+from simulations.engine._scheduler import enqueue, gives_up_s, lose, over
 from simulations.engine._state import (
+    ABORTED,
+    CACHED,
     NEVER,
+    NO,
+    REJECTED,
+    YES,
+    Gate,
     Int,
     IntArray,
     Limits,
@@ -27,11 +35,10 @@ from simulations.engine._state import (
     view,
 )
 
-ARRIVED, CHOSEN, HEAD, TAIL = range(4)
-"""Cursor: requests of the schedule so far, the position chosen last, and the ends of the list of
-those that wait at the gateway (-1: none)."""
-AT_GATEWAY = 4
-"""Cursor: how many wait there."""
+ARRIVED, CHOSEN, CHOSEN_CANARY, HEAD, TAIL, AT_GATEWAY, REFUSED, HITS = range(8)
+"""Cursor: requests of the schedule so far, the positions chosen last, the ends of the list of those
+that wait at the gateway (-1: none) and how many they are, how many it refused, and how many it
+answered itself."""
 
 
 @compiled
@@ -47,28 +54,17 @@ def _hold(i: Int, cursor: IntArray, q: Records) -> None:
 
 
 @compiled
-def _least(serving: IntArray, at_s: float, cursor: IntArray, e: Records) -> Int:
-    """The position with the fewest outstanding requests, or -1 - the row of one to move on first."""
-    n = len(serving)
-    best = np.int64(0)
-    fewest = np.iinfo(np.int32).max
-    position = cursor[CHOSEN]
-    for _ in range(n):
-        position += 1
-        if position >= n:
-            position = 0
-        replica = e[serving[position]]
-        if replica.quiet_until_s <= at_s:
-            return int(-1 - serving[position])
-        if replica.outstanding < fewest:
-            best = position
-            fewest = replica.outstanding
-    return int(best)
+def _unhold(cursor: IntArray, q: Records) -> None:
+    """The first of those that wait at the gateway does so no longer."""
+    cursor[HEAD] = q[cursor[HEAD]].left
+    cursor[AT_GATEWAY] -= 1
+    if cursor[HEAD] < 0:
+        cursor[TAIL] = -1
 
 
 @compiled
 def _earliest(t_s: float, alive: IntArray, e: Records) -> tuple[Int, float]:
-    """The row in which a request may end first, if before t; and until when no other's may.
+    """The row because of which somebody may be sent first, if before t; and until when no other's.
 
     It must not be moved on any further: what another sends would come too late.
     """
@@ -76,7 +72,7 @@ def _earliest(t_s: float, alive: IntArray, e: Records) -> tuple[Int, float]:
     quiet_s = t_s
     second_s = t_s
     for position in range(len(alive)):
-        replica_s = e[alive[position]].quiet_until_s
+        replica_s = e[alive[position]].follow_s
         if replica_s < quiet_s:
             second_s = quiet_s
             quiet_s = replica_s
@@ -86,12 +82,41 @@ def _earliest(t_s: float, alive: IntArray, e: Records) -> tuple[Int, float]:
     return first, max(second_s, quiet_s)
 
 
+@compiled
+def _any_behind(at_s: float, alive: IntArray, e: Records) -> Int:
+    """A row in which an answer may have been given by now, -1 for none."""
+    for position in range(len(alive)):
+        if e[alive[position]].quiet_until_s <= at_s:
+            return alive[position]
+    return np.int64(-1)
+
+
+@compiled
+def _to_canary(i: Int, share: float, gate: Gate) -> bool:
+    """Whether the conversation of request i is among the share that a canary gets."""
+    who = np.int64(i)
+    if len(gate.conversation) > 0:
+        who = np.int64(gate.conversation[i])
+    return uniform(gate.seed, who, np.int64(0)) < share
+
+
+@compiled
+def _end(i: Int, status: Int, at_s: float, answer: bool, state: State, limits: Limits) -> None:
+    """Request i ends at the gateway."""
+    q = state.requests
+    q[i].status = status
+    q[i].attempts += 1
+    over(i, at_s, answer, state.follow, q, state.gate, limits)
+
+
 @entry
 def run_until(
     now_s: float,
     until_s: float,
     n_open: Int,
     serving: IntArray,
+    canary: IntArray,
+    canary_share: float,
     alive: IntArray,
     cursor: IntArray,
     after: IntArray,
@@ -103,13 +128,15 @@ def run_until(
 
     Args:    n_open: the first so many requests of the schedule have a time of their own.
              serving: rows of the replicas that take new requests.
+             canary: rows that take the share of conversations instead; () for none.
              alive: rows of all replicas that may hold requests, draining ones too.
-             cursor: (5,), see ARRIVED.
+             cursor: (8,), see ARRIVED.
              after: (n,) the turn before; requests that have one are sent when it is answered. ().
     """
-    e, q = state.replicas, state.requests
+    e, q, gate = state.replicas, state.requests, state.gate
     coming = state.follow.coming
     follows = len(state.follow.turn) > 0 or state.follow.closed[0] < state.follow.closed[1]
+    follows = follows or gate.retries > 0
     done = 0
     fresh = False
     while True:
@@ -132,12 +159,21 @@ def run_until(
         if follows and not held:
             row, t_s = _earliest(t_s, alive, e)
         position: Int = np.int64(0)
-        if row < 0 and next_s < until_s and len(serving) > 0:
-            position = _least(serving, next_s, cursor, e)
-            if position < 0:
-                row = -1 - position
-            elif limits.max_queued_tokens >= 0 and not fresh:
-                row = serving[position]
+        rows, last = serving, CHOSEN
+        asks = row < 0 and next_s < until_s and gate.cache_size > 0 and gate.key[i] >= 0
+        if asks:
+            row = _any_behind(next_s, alive, e)
+            t_s = next_s
+        hit = asks and row < 0 and answered(np.int64(gate.key[i]), next_s, gate)
+        gone = held and gives_up_s(i, q, gate) <= now_s
+        if row < 0 and next_s < until_s and len(serving) > 0 and not (hit or gone):
+            if len(canary) > 0 and _to_canary(i, canary_share, gate):
+                rows, last = canary, CHOSEN_CANARY
+            position = choose(i, rows, next_s, cursor[last], gate, e)
+            if position < NO_ROOM:
+                row = -2 - position
+            elif limits.max_queued_tokens >= 0 and position >= 0 and not fresh:
+                row = rows[position]
                 fresh = True
             t_s = next_s
         if row < 0 and next_s >= until_s:
@@ -151,16 +187,29 @@ def run_until(
             continue
         fresh = False
         if held:
-            cursor[HEAD] = q[i].left
-            cursor[AT_GATEWAY] -= 1
-            if cursor[HEAD] < 0:
-                cursor[TAIL] = -1
+            _unhold(cursor, q)
         elif sent:
             coming[0] = without_root(COMING_HEAP, i, q)
         else:
             cursor[ARRIVED] += 1
-        if len(serving) == 0:
+        if hit:
+            cursor[HITS] += 1
+            q[i].first_s = next_s + gate.cache_s + limits.response_s
+            q[i].end_s = q[i].first_s
+            _end(i, np.int64(CACHED), next_s + gate.cache_s, YES, state, limits)
+        elif gone:
+            _end(i, np.int64(ABORTED), now_s, NO, state, limits)
+        elif len(serving) == 0:
             _hold(i, cursor, q)
-            continue
-        cursor[CHOSEN] = position
-        enqueue(i, next_s, view(serving[position], state), limits)
+        elif position == NO_ROOM:
+            cursor[REFUSED] += 1
+            _end(i, np.int64(REJECTED), next_s, NO, state, limits)
+        else:
+            cursor[last] = position
+            enqueue(i, next_s, view(rows[position], state), limits)
+
+
+@entry
+def crash(row: Int, now_s: float, state: State, limits: Limits) -> None:
+    """The replica of a row dies with all that it holds."""
+    lose(now_s, view(row, state), limits)

@@ -22,8 +22,9 @@ from simulations.engine._blocks import (
     mixed,
     next_key,
     release,
-    take_block,
+    take_blocks,
     touch_block,
+    uniform,
 )
 from simulations.engine._lists import (
     ABANDON_HEAP,
@@ -31,25 +32,33 @@ from simulations.engine._lists import (
     WAITING_HEAP,
     give_slot,
     link_finish,
-    link_phase,
     push,
-    sort_by_ticket,
     take_slot,
     unlink_finish,
-    unlink_phase,
     without_root,
 )
+from simulations.engine._results import store
 from simulations.engine._state import (
     ABORTED,
+    COMING,
     DECODE,
     DONE,
     DRAINING,
+    E2E,
+    FAILED,
     INBOX,
+    NO,
     PREFILL,
+    QUEUE,
     REJECTED,
     RUNNING,
     STALLED,
+    TPOT,
+    TTFT,
     WAITING,
+    YES,
+    Follow,
+    Gate,
     Int,
     Limits,
     Records,
@@ -69,13 +78,23 @@ def _blocks_of(tokens: Int, limits: Limits) -> Int:
 
 @compiled
 def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
-    """Hand request i to the replica, or have it rejected as vLLM's server does."""
+    """Hand request i to the replica, or have it refused as vLLM's server does, or failed."""
     e, q = st.row[0], st.requests
     request = q[i]
+    request.replica = e.number
+    request.version = e.version
+    request.attempts += 1
+    request.abandon_s = gives_up_s(i, q, st.gate)
     full = 0 <= limits.max_queued_requests < e.outstanding + 1
     if full or 0 <= limits.max_queued_tokens <= e.unanswered_tokens:
+        e.rejected += 1
         request.status = REJECTED
-        _over(i, at_s, False, st, limits)
+        over(i, at_s, NO, st.follow, q, st.gate, limits)
+        return
+    if e.error_share > 0 and uniform(st.gate.seed, i, np.int64(request.attempts)) < e.error_share:
+        e.failed += 1
+        request.status = FAILED
+        over(i, at_s, NO, st.follow, q, st.gate, limits)
         return
     request.status = INBOX
     request.queued_s = at_s + limits.overhead_s
@@ -89,15 +108,63 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     e.outstanding += 1
     e.unanswered_tokens += request.prompt
     if request.abandon_s < np.inf:
-        request.abandon_s += request.sent_s
-        e.abandon_root = push(ABANDON_HEAP, e.abandon_root, i, q)
+        e.abandon_root = push(ABANDON_HEAP, e.abandon_root, np.int64(i), q)
     e.quiet_until_s = min(e.quiet_until_s, request.queued_s)
+    e.follow_s = min(e.follow_s, request.queued_s)
 
 
 @compiled
-def _over(i: Int, at_s: float, answered: bool, st: View, limits: Limits) -> None:
-    """Nothing more happens to request i; whoever waited for that is sent."""
-    follow, q = st.follow, st.requests
+def _leaves_s(i: Int, q: Records, gate: Gate) -> float:
+    """When the user of request i is out of patience."""
+    if len(gate.patience_s) == 0:
+        return np.inf
+    first_s = q[i].sent_s
+    if len(gate.asked_s) > 0 and not np.isnan(gate.asked_s[i]):
+        first_s = gate.asked_s[i]
+    return float(first_s + gate.patience_s[i])
+
+
+@compiled
+def gives_up_s(i: Int, q: Records, gate: Gate) -> float:
+    """When the attempt that was sent last is given up."""
+    return float(min(q[i].sent_s + gate.timeout_s, _leaves_s(i, q, gate)))
+
+
+@compiled
+def again_s(i: Int, at_s: float, q: Records, gate: Gate) -> float:
+    """When request i would be sent again if it came to nothing now; inf: never."""
+    request = q[i]
+    if request.attempts > gate.retries:
+        return np.inf
+    pause_s = min(gate.backoff_s * 2.0 ** (request.attempts - 1), gate.longest_backoff_s)
+    next_s = at_s + pause_s * (1 - gate.jitter * uniform(gate.seed, i, np.int64(-request.attempts)))
+    return float(next_s) if next_s < _leaves_s(i, q, gate) else np.inf
+
+
+@compiled
+def _send_again(i: Int, next_s: float, follow: Follow, q: Records, gate: Gate) -> None:
+    """As if nothing had happened."""
+    request = q[i]
+    if np.isnan(gate.asked_s[i]):
+        gate.asked_s[i] = request.sent_s
+    request.sent_s = next_s
+    request.status = COMING
+    request.first_s = np.nan
+    request.out = 0
+    request.computed = 0
+    follow.coming[0] = push(COMING_HEAP, follow.coming[0], np.int64(i), q)
+
+
+@compiled
+def over(
+    i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate, limits: Limits
+) -> None:
+    """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent."""
+    if not answered:
+        next_s = again_s(i, at_s, q, gate)
+        if next_s < np.inf:
+            _send_again(i, next_s, follow, q, gate)
+            return
     if answered:
         at_s += limits.response_s
     if follow.closed[0] < follow.closed[1]:
@@ -116,14 +183,14 @@ def take_in(now_s: float, st: View, limits: Limits) -> None:
     """Requests that have reached the engine by now join its queue."""
     e, q = st.row[0], st.requests
     while e.inbox_head >= 0 and q[e.inbox_head].queued_s <= now_s:
-        i = e.inbox_head
+        i = np.int64(e.inbox_head)
         e.inbox_head = q[i].left
         if e.inbox_head < 0:
             e.inbox_tail = -1
         if q[i].status == INBOX:
             e.n_inbox -= 1
             q[i].status = WAITING
-            _wait(i, False, st, limits)
+            _wait(i, NO, st, limits)
 
 
 @compiled
@@ -161,7 +228,7 @@ def _first_waiting(st: View, limits: Limits) -> Int:
     e, q = st.row[0], st.requests
     while e.waiting_head >= 0 and q[e.waiting_head].status != WAITING:
         _pop_waiting(st, limits)
-    return int(e.waiting_head)
+    return np.int64(e.waiting_head)
 
 
 @compiled
@@ -183,12 +250,81 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
         elif status == WAITING:
             e.n_waiting -= 1
         else:
-            _stop(np.int64(request.slot), e.updated, False, st, limits)
+            _stop(np.int64(request.slot), e.updated, NO, st, limits)
+        if again_s(i, now_s, q, st.gate) < np.inf:
+            _withdraw(i, status, st, limits)
         request.status = ABORTED
         e.outstanding -= 1
+        e.aborted += 1
         if np.isnan(request.first_s):
             e.unanswered_tokens -= request.prompt
-        _over(i, now_s, False, st, limits)
+        over(i, now_s, NO, st.follow, q, st.gate, limits)
+
+
+@compiled
+def _withdraw(i: Int, status: Int, st: View, limits: Limits) -> None:
+    """Nothing of this replica links to request i any longer: it may soon be somewhere else."""
+    e, q = st.row[0], st.requests
+    if status == INBOX:
+        e.inbox_head, e.inbox_tail = _without(i, e.inbox_head, e.inbox_tail, q)
+    elif status == WAITING and not limits.priority:
+        e.waiting_head, e.waiting_tail = _without(i, e.waiting_head, e.waiting_tail, q)
+    elif status == WAITING:
+        root = np.int64(-1)
+        while e.waiting_head >= 0:
+            j = np.int64(e.waiting_head)
+            _pop_waiting(st, limits)
+            if j != i:
+                root = push(WAITING_HEAP, root, j, q)
+        e.waiting_head = root
+    for step in range(e.updated + 1, e.step + 1):
+        flight, row = st.flights[step % 2], st.news[step % 2]
+        kept = 0
+        for k in range(flight.count):
+            if row[k] // 2 != i:
+                row[kept] = row[k]
+                kept += 1
+        flight.count = kept
+
+
+@compiled
+def _without(i: Int, head: Int, tail: Int, q: Records) -> tuple[Int, Int]:
+    """The ends of a queue without request i, which is in it."""
+    if head == i:
+        return q[i].left, (np.int32(-1) if tail == i else tail)
+    j = head
+    while q[j].left != i:
+        j = q[j].left
+    q[j].left = q[i].left
+    return head, (j if tail == i else tail)
+
+
+@compiled
+def lose(now_s: float, st: View, limits: Limits) -> None:
+    """The replica dies: everything that it holds fails. Its row must be emptied then."""
+    e, q = st.row[0], st.requests
+    i = np.int64(e.inbox_head)
+    while i >= 0:
+        following = np.int64(q[i].left)
+        if q[i].status == INBOX:
+            _fail(i, now_s, st, limits)
+        i = following
+    i = np.int64(_first_waiting(st, limits))
+    while i >= 0:
+        _pop_waiting(st, limits)
+        _fail(i, now_s, st, limits)
+        i = np.int64(_first_waiting(st, limits))
+    s = np.int64(e.first_slot)
+    while s >= 0:
+        _fail(np.int64(st.slots[s].request), now_s, st, limits)
+        s = np.int64(st.slots[s].after)
+
+
+@compiled
+def _fail(i: Int, now_s: float, st: View, limits: Limits) -> None:
+    st.row[0].failed += 1
+    st.requests[i].status = FAILED
+    over(i, now_s, NO, st.follow, st.requests, st.gate, limits)
 
 
 # -- slots ---------------------------------------------------------------------------------------
@@ -198,8 +334,8 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
 def _out(slot: Records, st: View) -> Int:
     """Output tokens that steps so far bring."""
     if slot.kind == DECODE:
-        return int(slot.base + st.row[0].rounds)
-    return int(st.requests[slot.request].out)
+        return np.int64(slot.base + st.row[0].rounds)
+    return np.int64(st.requests[slot.request].out)
 
 
 @compiled
@@ -207,8 +343,8 @@ def _held(slot: Records, st: View) -> Int:
     """Tokens in the KV cache with the steps so far."""
     request = st.requests[slot.request]
     if slot.kind == PREFILL:
-        return int(request.computed)
-    return int(request.prompt + _out(slot, st) - 1)
+        return np.int64(request.computed)
+    return np.int64(request.prompt + _out(slot, st) - 1)
 
 
 @compiled
@@ -226,8 +362,6 @@ def _decode(s: Int, since: Int, st: View, limits: Limits) -> None:
     e.kv_tokens += request.prompt + request.out - 1
     phase = (1 - request.prompt - slot.base) % limits.block_size
     st.phase_count[phase] += 1
-    if limits.caching:
-        link_phase(s, phase, st.slots, st.phase)
 
 
 @compiled
@@ -242,8 +376,6 @@ def _undecode(s: Int, st: View, limits: Limits) -> None:
     e.kv_tokens -= request.prompt + request.out - 1
     phase = (1 - request.prompt - slot.base) % limits.block_size
     st.phase_count[phase] -= 1
-    if limits.caching:
-        unlink_phase(s, phase, st.slots, st.phase)
 
 
 @compiled
@@ -264,7 +396,7 @@ def _cached_tokens(slot: Records, updated: Int, st: View, limits: Limits) -> Int
     Args:    updated: the last step that has come back.
     """
     if slot.kind == PREFILL or limits.depth == 1:
-        return int(_held(slot, st) + slot.tokens)
+        return np.int64(_held(slot, st) + slot.tokens)
     e, prompt = st.row[0], st.requests[slot.request].prompt
     out = _out(slot, st)
     delivered = out
@@ -279,7 +411,7 @@ def _cached_tokens(slot: Records, updated: Int, st: View, limits: Limits) -> Int
         best = max(best, prompt + known)
     if slot.tokens > 0:
         best = max(best, prompt + delivered)
-    return int(best)
+    return np.int64(best)
 
 
 @compiled
@@ -296,7 +428,7 @@ def _stop(s: Int, updated: Int, again: bool, st: View, limits: Limits) -> None:
         if not again:
             findable = _shareable(slot.request, cached, st, limits)
         _list(s, findable, st, limits)
-        e.free_blocks += release(s, count, cached, st.table, st.blocks)
+        e.free_blocks += release(s, slot.listed, cached, count, st.table, st.blocks)
     else:
         e.free_blocks += count
     if slot.kind == DECODE:
@@ -315,7 +447,7 @@ def _shareable(i: Int, cached: Int, st: View, limits: Limits) -> Int:
     """Of so many cached blocks, those that another request may look for."""
     if len(st.content.shared) == 0:
         return 0
-    return int(min(cached, st.content.shared[i] // limits.block_size))
+    return np.int64(min(cached, st.content.shared[i] // limits.block_size))
 
 
 @compiled
@@ -326,13 +458,13 @@ def _list(s: Int, count: Int, st: View, limits: Limits) -> None:
     if first >= count:
         return
     key = np.uint64(0)
-    at = 0
+    at = np.int64(0)
     if first > 0:
         key = st.blocks[st.table[s, first - 1]].key
     size = limits.block_size
     for k in range(first, count):
         key, at = next_key(key, at, slot.request, k * size, size, st.requests, st.content)
-        list_block(st.table[s, k], key, st.blocks, st.lookup)
+        st.table[s, k] = list_block(key, st.blocks, st.lookup)
     slot.listed = count
 
 
@@ -347,14 +479,14 @@ def _hits(i: Int, s: Int, st: View, limits: Limits) -> Int:
     if q[i].preemptions == 0:
         most = _shareable(i, most, st, limits)
     key = np.uint64(0)
-    at = 0
+    at = np.int64(0)
     for k in range(most):
         key, at = next_key(key, at, i, k * limits.block_size, limits.block_size, q, st.content)
         b = find(key, st.blocks, st.lookup)
         if b == 0:
             return k
         st.table[s, k] = b
-    return int(most)
+    return np.int64(most)
 
 
 @compiled
@@ -365,12 +497,19 @@ def _grow(s: Int, tokens: Int, st: View, limits: Limits) -> None:
     have = _blocks_of(held, limits)
     need = _blocks_of(held + tokens, limits)
     st.row[0].free_blocks -= need - have
-    if not limits.caching:
-        return
-    for k in range(have, need):
-        st.table[s, k] = take_block(st.blocks, st.lookup)
-    if slot.kind == PREFILL:  # what a decode makes can only be found when its request is over
-        full = (held + tokens) // limits.block_size
+    if limits.caching:
+        take_blocks(need - have, st.blocks, st.lookup)
+        _list_prefill(s, tokens, st, limits)
+
+
+@compiled
+def _list_prefill(s: Int, tokens: Int, st: View, limits: Limits) -> None:
+    """Blocks of a prompt can be found as soon as a step fills them; those of an answer only when
+    its request is over.
+    """
+    slot = st.slots[s]
+    if slot.kind == PREFILL:
+        full = (_held(slot, st) + tokens) // limits.block_size
         _list(s, _shareable(slot.request, full, st, limits), st, limits)
 
 
@@ -395,7 +534,7 @@ def _wanted(slot: Records, cap: Int, st: View) -> Int:
         return 1
     request = st.requests[slot.request]
     tokens = request.prompt + request.out - request.computed
-    return int(min(tokens, cap)) if cap > 0 else int(tokens)
+    return np.int64(min(tokens, cap)) if cap > 0 else int(tokens)
 
 
 @compiled
@@ -429,32 +568,12 @@ def _plan(cap: Int, st: View, limits: Limits) -> Int:
         need += _blocks_of(held + tokens, limits) - _blocks_of(held, limits)
     if need > e.free_blocks:
         return -1
-    if not limits.caching:
-        e.free_blocks -= need
-        return int(left)
-    if count == 0 and need == 0:
-        return int(left)
-    grow_in_order(count, st, limits)
-    return int(left)
-
-
-@compiled
-def grow_in_order(count: Int, st: View, limits: Limits) -> None:
-    """Blocks for all that need some in this step, in the order of the running list.
-
-    Args:    count: so many slots that prefill are in `st.order`.
-    """
-    slots = st.slots
-    s = st.phase[st.row[0].rounds % limits.block_size]
-    while s >= 0:
-        st.order[count] = s
-        count += 1
-        s = slots[s].phase_after
-    sort_by_ticket(st.order, count, slots)
-    for k in range(count):
-        slot = slots[st.order[k]]
-        tokens = 1 if slot.kind == DECODE else slot.tokens
-        _grow(st.order[k], tokens, st, limits)
+    e.free_blocks -= need
+    if limits.caching:
+        take_blocks(np.int64(need), st.blocks, st.lookup)
+        for k in range(count - 1, -1, -1):
+            _list_prefill(np.int64(st.order[k]), np.int64(slots[st.order[k]].tokens), st, limits)
+    return np.int64(left)
 
 
 @compiled
@@ -462,7 +581,7 @@ def _victim(st: View, limits: Limits) -> Int:
     """Who is preempted: the youngest, or of the lowest priority the latest to arrive."""
     e, q, slots = st.row[0], st.requests, st.slots
     if not limits.priority:
-        return int(e.last_slot)
+        return np.int64(e.last_slot)
     worst = e.first_slot
     s = slots[worst].after
     while s >= 0:
@@ -471,7 +590,7 @@ def _victim(st: View, limits: Limits) -> Int:
         if a.priority > b.priority or later:
             worst = s
         s = slots[s].after
-    return int(worst)
+    return np.int64(worst)
 
 
 @compiled
@@ -508,11 +627,11 @@ def _walk(cap: Int, st: View, limits: Limits) -> Int:
                 skipped += limits.victim_skips
             left += slots[victim].tokens
             i = np.int64(slots[victim].request)
-            _stop(victim, e.updated, True, st, limits)
+            _stop(victim, e.updated, YES, st, limits)
             q[i].status = WAITING
             q[i].computed = 0
             q[i].preemptions += 1
-            _wait(i, True, st, limits)
+            _wait(i, YES, st, limits)
             e.preempted += 1
             preempted = True
         if gone and limits.self_ends:
@@ -530,7 +649,7 @@ def _walk(cap: Int, st: View, limits: Limits) -> Int:
 
 
 @compiled
-def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
+def _admit(now_s: float, left: Int, cap: Int, st: View, limits: Limits) -> Int:
     """Serve the queue while budget, slots and blocks last: tokens left."""
     e, q, slots = st.row[0], st.requests, st.slots
     size = limits.block_size
@@ -563,6 +682,8 @@ def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
         e.n_waiting -= 1
         e.n_prefill += 1
         request.status = RUNNING
+        if np.isnan(request.first_s) and request.preemptions == 0:
+            request.waited_s = now_s - request.queued_s
         request.computed = hits * size
         request.hit_tokens += hits * size
         e.hit_tokens += hits * size
@@ -575,7 +696,7 @@ def _admit(left: Int, cap: Int, st: View, limits: Limits) -> Int:
         _grow(s, tokens, st, limits)
         slot.tokens = tokens
         left -= tokens
-    return int(left)
+    return np.int64(left)
 
 
 @compiled
@@ -610,8 +731,10 @@ def step_s_of(
         + speed.kv_token * kv
         + speed.attention * attention
     )
+    if prefill > 0:
+        step_s += speed.prefill
     if len(speed.residuals) > 0:
-        drawn = mixed(mixed(seed, step), 1)
+        drawn = mixed(mixed(seed, step), np.int64(1))
         step_s *= speed.residuals[drawn % np.uint64(len(speed.residuals))]
     return float(step_s)
 
@@ -629,7 +752,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     if walked:
         left = _walk(cap, st, limits)
     if left > 0:
-        left = _admit(left, cap, st, limits)
+        left = _admit(now_s, left, cap, st, limits)
     step = e.step + 1
     prefill = 0
     seqs = 0
@@ -659,6 +782,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         flight.count = 0
         flight.overlap = np.int32(e.updated < e.step)
         step_s = step_s_of(step, prefill, seqs, decode, kv, attention, e.seed, speed)
+        step_s *= e.slowdown
         flight.busy_s = step_s
         flight.start_s = max(now_s, e.last_end_s)
         gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
@@ -675,13 +799,14 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         if e.n_decode > 0:
             e.rounds += 1
             e.kv_tokens += e.n_decode
+            e.generation_tokens += e.n_decode
             at = e.rounds % limits.ring
             while st.finish[at] >= 0:
                 s = np.int64(st.finish[at])
                 _undecode(s, st, limits)
                 slots[s].kind = DRAINING
                 slots[s].last = step
-                _note(s, True, step, st)
+                _note(s, YES, step, st)
             e.scanned = max(e.scanned, e.rounds)
     _settle(step, walked, held_some, st, limits)
     if held_some:
@@ -714,10 +839,12 @@ def _settle(step: Int, walked: bool, held_some: bool, st: View, limits: Limits) 
                 continue
             e.n_prefill -= 1
             request.out += 1
+            e.generation_tokens += 1
             first = np.isnan(request.first_s)
             since = step
         elif slot.kind == STALLED:
             request.out += tokens
+            e.generation_tokens += tokens
             if held_some and tokens == 0:
                 since = step + 1
         else:
@@ -726,10 +853,10 @@ def _settle(step: Int, walked: bool, held_some: bool, st: View, limits: Limits) 
             slot.kind = DRAINING
             slot.last = step
             slot.since = since
-            _note(here, True, step, st)
+            _note(here, YES, step, st)
             continue
         if first:
-            _note(here, False, step, st)
+            _note(here, NO, step, st)
         _decode(here, since, st, limits)
 
 
@@ -769,6 +896,36 @@ def _trace(
 
 
 @compiled
+def _observe(histogram: Int, value_s: float, st: View) -> None:
+    edges = st.gate.edges
+    if len(edges) == 0:
+        return
+    k = 0
+    while k < edges.shape[1] and value_s > edges[histogram, k]:
+        k += 1
+    st.counts[histogram, k] += 1
+
+
+@compiled
+def _count(i: Int, now_s: float, st: View, limits: Limits) -> None:
+    """What a finished request adds to the metrics, and its answer to the gateway's cache."""
+    e, request, gate = st.row[0], st.requests[i], st.gate
+    e.finished += 1
+    e2e_s = now_s - request.queued_s + limits.overhead_s
+    tpot_s = 0.0
+    if request.output > 1:
+        tpot_s = (request.end_s - request.first_s) / (request.output - 1)
+    e.e2e_sum_s += e2e_s
+    e.tpot_sum_s += tpot_s
+    e.queue_sum_s += request.waited_s
+    _observe(E2E, e2e_s, st)
+    _observe(TPOT, tpot_s, st)
+    _observe(QUEUE, np.float64(request.waited_s), st)
+    if gate.cache_size > 0 and gate.key[i] >= 0:
+        store(np.int64(gate.key[i]), now_s, gate)
+
+
+@compiled
 def complete(st: View, limits: Limits) -> None:
     """The oldest step in flight takes effect: first tokens, and requests that end."""
     e = st.row[0]
@@ -786,16 +943,20 @@ def complete(st: View, limits: Limits) -> None:
             continue
         if np.isnan(request.first_s):
             request.first_s = now_s + limits.response_s
-            e.ttft_sum_s += now_s - request.queued_s + limits.overhead_s
+            ttft_s = now_s - request.queued_s + limits.overhead_s
+            e.ttft_sum_s += ttft_s
             e.ttft_count += 1
+            e.prompt_tokens += request.prompt
+            _observe(TTFT, ttft_s, st)
             e.unanswered_tokens -= request.prompt
         if row[k] % 2 == 0:
             continue
         if request.status == RUNNING:
-            _stop(np.int64(request.slot), step, False, st, limits)
+            _stop(np.int64(request.slot), step, NO, st, limits)
         else:  # preempted with its last token in flight
             e.n_waiting -= 1
         request.status = DONE
         request.end_s = now_s + limits.response_s
         e.outstanding -= 1
-        _over(i, now_s, True, st, limits)
+        _count(i, now_s, st, limits)
+        over(i, now_s, YES, st.follow, st.requests, st.gate, limits)

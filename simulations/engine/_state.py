@@ -1,7 +1,7 @@
 """What the compiled core works on: records of requests, replicas, running slots and KV blocks.
 
-One `State` holds everything of a run. Lists inside the records are linked by index, -1 (of blocks
-0, the null block) where they end.
+_setup.py makes them. One `State` holds everything of a run. Lists inside the records are linked by
+index, -1 (of blocks 0, the null block) where they end.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from simulations.engine.options import SchedulerOptions
-from simulations.latency import LatencyModel
-from simulations.traffic import Schedule
-
 NEVER = np.inf
-CORE = ("_state.py", "_lists.py", "_blocks.py", "_scheduler.py", "_replica.py", "_route.py")
+CORE = (
+    *("_state.py", "_lists.py", "_blocks.py", "_results.py", "_scheduler.py", "_replica.py"),
+    *("_balance.py", "_route.py"),
+)
 DIGEST = hashlib.sha256(
     b"".join((Path(__file__).parent / name).read_bytes() for name in CORE)
 ).hexdigest()[:12]
@@ -65,8 +64,13 @@ def _compiled(function: Compiled, *, from_python: bool) -> Compiled:
     )
 
 
-COMING, INBOX, WAITING, RUNNING, DONE, ABORTED, REJECTED = range(7)
-"""Status of a request: not sent yet, on its way to the queue, in it, running, and three ends."""
+YES: Any = np.bool_(True)
+NO: Any = np.bool_(False)
+"""Of a type, unlike True and False: a function is compiled once for both."""
+COMING, INBOX, WAITING, RUNNING, DONE, ABORTED, REJECTED, FAILED, CACHED = range(9)
+"""Status of a request: not sent yet, on its way to the queue, in it, running, and five ends."""
+TTFT, TPOT, E2E, QUEUE = np.arange(4)
+"""Histograms of a replica, see gateway.BUCKETS_S."""
 PREFILL, DECODE, STALLED, DRAINING = range(4)
 """Kind of a slot: computing what was there, one token a step, a decode that a step may leave out,
 and one whose last token is in flight."""
@@ -90,6 +94,10 @@ REQUEST = np.dtype(
         ("slot", np.int32),
         ("priority", np.int32),
         ("status", np.int32),
+        ("replica", np.int32),  # number of the last one that had it, -1 none
+        ("version", np.int16),
+        ("attempts", np.int16),  # how often it was sent
+        ("waited_s", np.float32),  # in the queue, before it was first scheduled
         ("preemptions", np.int32),
         ("hit_tokens", np.int32),
     ],
@@ -111,8 +119,6 @@ SLOT = np.dtype(
         ("after", np.int32),
         ("finish_before", np.int32),  # those that end with the same round
         ("finish_after", np.int32),
-        ("phase_before", np.int32),  # those that need a block in the same round
-        ("phase_after", np.int32),
     ],
     align=True,
 )
@@ -130,11 +136,12 @@ FLIGHT = np.dtype(
 
 BLOCK = np.dtype(
     [
-        ("key", np.uint64),  # of all tokens up to its end; 0 where it cannot be found
-        ("before", np.int32),  # free queue
+        ("key", np.uint64),  # of all tokens up to its end; 0 of a run
+        ("before", np.int32),  # free queue; `after` links unused nodes too
         ("after", np.int32),
         ("twin", np.int32),  # the next younger block of the same key
-        ("held", np.int32),
+        ("held", np.int32),  # by so many requests; of the first node: the first unused one
+        ("run", np.int32),  # so many free blocks that cannot be found
     ],
     align=True,
 )
@@ -149,6 +156,20 @@ REPLICA = np.dtype(
         ("ttft_sum_s", np.float64),
         ("ttft_count", np.int64),
         ("seed", np.uint64),
+        ("follow_s", np.float64),  # nobody is sent because of what happens here before this
+        ("slowdown", np.float64),  # factor on its steps
+        ("error_share", np.float64),  # of requests, which it fails at once
+        ("tpot_sum_s", np.float64),
+        ("e2e_sum_s", np.float64),
+        ("queue_sum_s", np.float64),
+        ("prompt_tokens", np.int64),
+        ("generation_tokens", np.int64),
+        ("finished", np.int64),
+        ("aborted", np.int64),
+        ("rejected", np.int64),
+        ("failed", np.int64),
+        ("number", np.int32),
+        ("version", np.int32),
         ("step", np.int64),  # steps that were decided
         ("updated", np.int64),  # steps that took effect
         ("rounds", np.int64),  # of decoding: each gives every DECODE slot a token
@@ -207,6 +228,7 @@ class Speed(NamedTuple):
     token: float
     kv_token: float
     attention: float
+    prefill: float
     overhead: float
     padded: Int32Array
     """(k,): tokens that a decode step of so many is computed for."""
@@ -255,6 +277,44 @@ class Follow(NamedTuple):
     """(1,): root of the heap of those that have a time."""
 
 
+class Gate(NamedTuple):
+    """Clients and GatewaySpec as numbers: what stands between users and replicas."""
+
+    policy: int
+    most: int
+    """Outstanding requests of a replica that takes no more, -1 for no limit."""
+    retries: int
+    """How often clients send again what failed."""
+    timeout_s: float
+    """Of one attempt."""
+    backoff_s: float
+    longest_backoff_s: float
+    jitter: float
+    patience_s: FloatArray
+    """(n,): after so long its user leaves, whatever attempt it is; () never."""
+    cache_size: int
+    cache_ttl_s: float
+    cache_s: float
+    """What an answer from the cache takes."""
+    seed: int
+    key: Int32Array
+    """(n,): the question that a request asks, -1 none; ()."""
+    conversation: Int32Array
+    """(n,); () where each request is its own."""
+    prefix: Int32Array
+    """(n,): what the prompt begins with; ()."""
+    asked_s: FloatArray
+    """(n,): when it was sent first; () where nothing is sent again."""
+    stored_s: FloatArray
+    """(k,): when the answer to a question was stored, -inf: it is not."""
+    newer: Int32Array
+    older: Int32Array
+    ends: Int32Array
+    """(3,): the question answered last, the one answered least recently, and how many there are."""
+    edges: FloatArray
+    """(4, m): upper edges of the histograms, padded with inf; (0, 0) for none."""
+
+
 class Content(NamedTuple):
     """What prompts hold, for the prefix cache: segments in one row after another."""
 
@@ -276,9 +336,8 @@ class State(NamedTuple):
     """(r, max_seqs)"""
     finish: Int32Array
     """(r, ring): slots that end with a round, by round modulo ring."""
-    phase: Int32Array
-    """(r, block_size): DECODE slots that need a block, by round modulo block_size."""
     phase_count: Int32Array
+    """(r, block_size): how many DECODE slots need a block, by round modulo block_size."""
     flights: Records
     """(r, 2): the steps in flight, by number modulo 2."""
     news: Int32Array
@@ -286,12 +345,15 @@ class State(NamedTuple):
     order: Int32Array
     """(r, max_seqs): scratch."""
     table: Int32Array
-    """(r, max_seqs, longest): blocks of each slot, where prefixes are cached."""
+    """(r, max_seqs, longest): nodes of the first blocks of each slot, where prefixes are cached."""
     blocks: Records
-    """(r, blocks): the first is the ends of the free queue."""
+    """(r, blocks + 2): nodes; the first is the ends of the free queue."""
     lookup: Int32Array
     """(r, 2^k): blocks by key, open addressing; 0 is empty."""
+    counts: IntArray
+    """(r, 4, m + 1): observations by histogram (HISTOGRAMS) and bucket."""
     follow: Follow
+    gate: Gate
     content: Content
     steps: Records
     """(capacity,): a record of each step, where wanted."""
@@ -308,7 +370,6 @@ class View(NamedTuple):
     """(1,): the replica itself."""
     slots: Records
     finish: Int32Array
-    phase: Int32Array
     phase_count: Int32Array
     flights: Records
     news: Int32Array
@@ -316,8 +377,10 @@ class View(NamedTuple):
     table: Int32Array
     blocks: Records
     lookup: Int32Array
+    counts: IntArray
     requests: Records
     follow: Follow
+    gate: Gate
     content: Content
     steps: Records
     pairs: Int32Array
@@ -330,7 +393,6 @@ def view(r: Int, state: State) -> View:
         state.replicas[r : r + 1],
         state.slots[r],
         state.finish[r],
-        state.phase[r],
         state.phase_count[r],
         state.flights[r],
         state.news[r],
@@ -338,220 +400,12 @@ def view(r: Int, state: State) -> View:
         state.table[r],
         state.blocks[r],
         state.lookup[r],
+        state.counts[r],
         state.requests,
         state.follow,
+        state.gate,
         state.content,
         state.steps,
         state.pairs,
         state.traced,
-    )
-
-
-_PER_REPLICA = (
-    *("replicas", "slots", "finish", "phase", "phase_count", "flights", "news", "order"),
-    *("table", "blocks", "lookup"),
-)
-
-
-def new_requests(schedule: Schedule) -> Records:
-    """Requests of which nothing has happened yet; the schedule is copied."""
-    requests = np.zeros(len(schedule), dtype=REQUEST)
-    requests["sent_s"] = schedule.arrived_at_s
-    requests["prompt"] = schedule.prompt_tokens
-    requests["output"] = schedule.output_tokens
-    requests["abandon_s"] = NEVER
-    for name in ("queued_s", "first_s", "end_s"):
-        requests[name] = np.nan
-    for name in ("left", "right", "abandon_left", "abandon_right", "slot"):
-        requests[name] = -1
-    if schedule.priority is not None:
-        requests["priority"] = schedule.priority
-    if schedule.patience_s is not None:  # counts from when it is sent
-        requests["abandon_s"] = schedule.patience_s
-    return requests
-
-
-def new_state(
-    schedule: Schedule,
-    limits: Limits,
-    replicas: int,
-    *,
-    concurrency: int | None = None,
-    traced: tuple[int, int] = (0, 0),
-) -> State:
-    """Nothing has happened yet."""
-    empty = np.zeros(0, dtype=np.int32)
-    turn, think_s = empty, np.zeros(0)
-    if concurrency is None and schedule.conversations:
-        assert schedule.after is not None
-        assert schedule.think_s is not None
-        turn = np.full(len(schedule), -1, dtype=np.int32)
-        later = np.flatnonzero(schedule.after >= 0)
-        turn[schedule.after[later]] = later
-        think_s = schedule.think_s
-    n = len(schedule)
-    first = n if concurrency is None else min(concurrency, n)
-    longest = 1
-    if limits.caching and n:
-        longest = int((schedule.prompt_tokens + schedule.output_tokens).max()) // limits.block_size
-    state = State(
-        requests=new_requests(schedule),
-        **_rows(replicas, limits, longest + 1),
-        follow=Follow(turn, think_s, np.array([first, n]), np.full(1, -1, dtype=np.int32)),
-        content=content_of(schedule, caching=limits.caching),
-        steps=np.zeros(traced[0], dtype=STEP),
-        pairs=np.zeros((traced[1], 3), dtype=np.int32),
-        traced=np.zeros(2, dtype=np.int64),
-    )
-    return state
-
-
-def _rows(count: int, limits: Limits, longest: int) -> dict[str, Any]:
-    """Arrays of empty replicas."""
-    replicas = np.zeros(count, dtype=REPLICA)
-    for name in ("quiet_until_s",):
-        replicas[name] = NEVER
-    for name in ("inbox_head", "inbox_tail", "waiting_head", "waiting_tail", "abandon_root"):
-        replicas[name] = -1
-    for name in ("first_slot", "last_slot"):
-        replicas[name] = -1
-    replicas["free_blocks"] = limits.usable_blocks
-    slots = np.zeros((count, limits.max_seqs), dtype=SLOT)
-    slots["after"] = np.append(np.arange(1, limits.max_seqs), -1)
-    pool = limits.usable_blocks + 1 if limits.caching else 1
-    blocks = np.zeros((count, pool), dtype=BLOCK)
-    blocks["after"] = np.append(np.arange(1, pool), 0)
-    blocks["before"] = np.append(pool - 1, np.arange(pool - 1))
-    cells = 2 ** int(np.ceil(np.log2(2 * pool))) if limits.caching else 1
-    whole = (count, limits.max_seqs)
-    return {
-        "replicas": replicas,
-        "slots": slots,
-        "finish": np.full((count, limits.ring), -1, dtype=np.int32),
-        "phase": np.full((count, limits.block_size), -1, dtype=np.int32),
-        "phase_count": np.zeros((count, limits.block_size), dtype=np.int32),
-        "flights": np.zeros((count, 2), dtype=FLIGHT),
-        "news": np.zeros((count, 2, limits.max_seqs), dtype=np.int32),
-        "order": np.zeros(whole, dtype=np.int32),
-        "table": np.zeros((*whole, longest) if limits.caching else (count, 1, 1), dtype=np.int32),
-        "blocks": blocks,
-        "lookup": np.zeros((count, cells), dtype=np.int32),
-    }
-
-
-def grown(state: State, limits: Limits) -> State:
-    """Room for twice as many replicas; the new ones are empty."""
-    count = len(state.replicas)
-    more = _rows(count, limits, state.table.shape[2])
-    return state._replace(
-        **{name: np.concatenate([getattr(state, name), more[name]]) for name in _PER_REPLICA}
-    )
-
-
-def emptied(state: State, limits: Limits, row: int) -> None:
-    """A row as if it had never been used."""
-    fresh = _rows(1, limits, state.table.shape[2])
-    for name in _PER_REPLICA:
-        getattr(state, name)[row] = fresh[name][0]
-
-
-def content_of(schedule: Schedule, *, caching: bool) -> Content:
-    """Segments of all prompts, and how much of each other requests may share."""
-    none = np.zeros(0, dtype=np.int64)
-    if not caching or schedule.segments is None:
-        return Content(none, none, none.astype(np.int32), none.astype(np.int32))
-    counts = np.fromiter((len(s) for s in schedule.segments), dtype=np.int64, count=len(schedule))
-    first = np.concatenate([[0], np.cumsum(counts)])
-    flat = [piece for segments in schedule.segments for piece in segments]
-    segment, tokens = np.array(flat, dtype=np.int64).reshape(-1, 2).T
-    total = np.cumsum(tokens)
-    offset = np.concatenate([[0], total])[first[:-1]]
-    return Content(
-        first,
-        np.ascontiguousarray(segment),
-        (total - np.repeat(offset, counts)).astype(np.int32),
-        _shared(schedule),
-    )
-
-
-def _shared(schedule: Schedule) -> Int32Array:
-    """Tokens at the beginning of prompt and answer that another request has too, by segments."""
-    assert schedule.segments is not None
-    seen: dict[tuple[int, int], int] = {}  # (place in the tree, segment): users
-    places: dict[tuple[int, int], int] = {}
-    paths = []
-    for i, segments in enumerate(schedule.segments):
-        place = 0
-        path = []
-        for segment, _ in (*segments, (-1 - i, 0)):
-            step = (place, segment)
-            seen[step] = seen.get(step, 0) + 1
-            path.append(step)
-            place = places.setdefault(step, len(places) + 1)
-        paths.append(path)
-    shared = np.zeros(len(schedule), dtype=np.int32)
-    for i, path in enumerate(paths):
-        lengths = [tokens for _, tokens in schedule.segments[i]]
-        lengths.append(int(schedule.output_tokens[i]))
-        for step, tokens in zip(path, lengths, strict=True):
-            if seen[step] < 2:
-                break
-            shared[i] += tokens
-    return shared
-
-
-def speed_of(
-    latency: LatencyModel, max_seqs: int, *, noise: bool = True, step_times_s: Any = ()
-) -> Speed:
-    """The coefficients as the compiled core wants them."""
-    padded = np.arange(max_seqs + 1, dtype=np.int32)
-    sizes = np.array(latency.pad_to_tokens, dtype=np.int32)
-    if len(sizes):
-        rounded = sizes[np.minimum(np.searchsorted(sizes, padded), len(sizes) - 1)]
-        padded = np.where(padded <= sizes[-1], rounded, padded).astype(np.int32)
-    residuals = np.array(latency.residuals if noise else (), dtype=np.float64)
-    given_s = np.array(step_times_s, dtype=np.float64)
-    shortest_s = latency.base_s + max(latency.floor_s, latency.per_token_s)
-    shortest_s = shortest_s * residuals.min(initial=1.0) + latency.step_overhead_s
-    return Speed(
-        base=latency.base_s,
-        seq=latency.per_seq_s,
-        floor=latency.floor_s,
-        token=latency.per_token_s,
-        kv_token=latency.per_kv_token_s,
-        attention=latency.per_prefill_attention_s,
-        overhead=latency.step_overhead_s,
-        padded=padded,
-        residuals=residuals,
-        given_s=given_s,
-        shortest=float(given_s.min()) if len(given_s) else shortest_s,
-    )
-
-
-def limits_of(options: SchedulerOptions, latency: LatencyModel, schedule: Schedule) -> Limits:
-    """What one replica may do under a schedule."""
-    outputs = schedule.output_tokens if len(schedule) else np.ones(1, dtype=np.int64)
-    return Limits(
-        max_seqs=options.max_seqs,
-        max_step_tokens=options.max_step_tokens,
-        usable_blocks=latency.kv_blocks - 1,  # vLLM keeps a null block
-        block_size=options.block_size,
-        cap=options.long_prefill_tokens,
-        depth=2 if options.async_scheduling else 1,
-        chunked=options.chunked_prefill,
-        priority=options.priority,
-        caching=options.prefix_caching,
-        lone_uncapped=options.lone_prefill_uncapped,
-        reserve_whole=options.reserve_whole_prompt,
-        watermark=options.watermark_blocks,
-        self_ends=options.self_preemption_ends_step or not options.priority,
-        victim_skips=options.unscheduled_victim_skips_next,
-        max_queued_requests=-1
-        if options.max_queued_requests is None
-        else options.max_queued_requests,
-        max_queued_tokens=-1 if options.max_queued_tokens is None else options.max_queued_tokens,
-        overhead_s=latency.request_overhead_s,
-        response_s=latency.response_overhead_s,
-        min_output=int(outputs.min()),
-        ring=int(outputs.max()) + 2,
     )

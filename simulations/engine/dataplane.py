@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from simulations.engine._route import ARRIVED, AT_GATEWAY, HEAD, TAIL, run_until
-from simulations.engine._state import (
-    DIGEST,
-    REPLICA,
-    IntArray,
-    Records,
-    emptied,
-    grown,
-    limits_of,
-    new_state,
-    speed_of,
+from serving.gateway.spec import GatewaySpec
+from simulations.engine._route import (
+    ARRIVED,
+    AT_GATEWAY,
+    HEAD,
+    HITS,
+    REFUSED,
+    TAIL,
+    crash,
+    run_until,
 )
+from simulations.engine._setup import emptied, grown, limits_of, new_state, speed_of
+from simulations.engine._state import DIGEST, REPLICA, IntArray, Records
+from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
@@ -43,6 +46,20 @@ class Reading:
     """The same with the gaps between steps: there was something to do."""
     ttft_sum_s: float
     ttft_count: int
+    tpot_sum_s: float = 0.0
+    e2e_sum_s: float = 0.0
+    queue_sum_s: float = 0.0
+    prompt_tokens: int = 0
+    """Of requests that have their first token."""
+    generation_tokens: int = 0
+    finished: int = 0
+    """Answered, as are all that count in the sums but that of TTFT."""
+    aborted: int = 0
+    """Given up by their clients."""
+    rejected: int = 0
+    failed: int = 0
+    histograms: dict[str, IntArray] = field(default_factory=dict)
+    """Observations by bucket, the last above all edges: see BUCKETS_S. {} where they are off."""
 
 
 def _announce() -> None:
@@ -67,6 +84,8 @@ class DataPlane:
         latency: LatencyModel,
         options: SchedulerOptions,
         *,
+        gateway: GatewaySpec | None = None,
+        histograms: bool = False,
         concurrency: int | None = None,
         noise: bool = True,
         seed: int = 0,
@@ -74,7 +93,9 @@ class DataPlane:
         traced: tuple[int, int] = (0, 0),
     ) -> None:
         """
-        Args:    concurrency: closed loop: so many users share the requests, each sending the next
+        Args:    gateway: None is `GatewaySpec()`.
+                 histograms: count latencies by bucket, as vLLM does.
+                 concurrency: closed loop: so many users share the requests, each sending the next
                      one when the last is over; arrival times are then outcomes.
                  noise: draw each step's share of the measured scatter.
                  step_times_s: take these times for the steps of one replica, in order.
@@ -83,13 +104,22 @@ class DataPlane:
         self._limits = limits_of(options, latency, schedule)
         self._speed = speed_of(latency, options.max_seqs, noise=noise, step_times_s=step_times_s)
         self._seed = seed
-        self._state = new_state(schedule, self._limits, 1, concurrency=concurrency, traced=traced)
+        self._state = new_state(
+            schedule,
+            self._limits,
+            1,
+            gateway=gateway,
+            histograms=histograms,
+            seed=seed,
+            concurrency=concurrency,
+            traced=traced,
+        )
         self._n_open = len(schedule) if concurrency is None else min(concurrency, len(schedule))
         turns = schedule.after if concurrency is None and schedule.conversations else None
         self._after: IntArray = np.zeros(0, dtype=np.int64) if turns is None else turns
         self._free = [0]
         self._alive: list[int] = []
-        self._cursor: IntArray = np.zeros(5, dtype=np.int64)
+        self._cursor: IntArray = np.zeros(8, dtype=np.int64)
         self._cursor[[HEAD, TAIL]] = -1
         self._started = 0
         self._started_s: dict[int, float] = {}
@@ -115,8 +145,13 @@ class DataPlane:
         """int array (n, 3): step, request and its tokens, as far as they are traced."""
         return self._state.pairs[: self._state.traced[1]]
 
-    def add(self) -> int:
-        """A new, empty replica: its row."""
+    def add(self, *, slowdown: float = 1.0, error_share: float = 0.0, version: int = 0) -> int:
+        """A new, empty replica: its row.
+
+        Args:    slowdown: factor on the time of its steps.
+                 error_share: of requests that it fails as soon as it gets them, 0 to 1.
+                 version: noted with each request that it gets.
+        """
         if not self._free:
             count = len(self._state.replicas)
             self._state = grown(self._state, self._limits)
@@ -127,6 +162,10 @@ class DataPlane:
             1, np.uint64
         )[0]
         replica["clock_s"] = self.now_s
+        replica["slowdown"] = slowdown
+        replica["error_share"] = error_share
+        replica["version"] = version
+        replica["number"] = self._started
         self._started += 1
         self._alive.append(row)
         self._started_s[row] = self.now_s
@@ -137,13 +176,32 @@ class DataPlane:
         last = self.read(row)
         if last.running + last.waiting > 0:
             raise RuntimeError(f"replica {row} still holds {last.running + last.waiting} requests")
+        self._forget(row)
+        return last
+
+    def fail(self, row: int) -> Reading:
+        """The replica dies, and all that it holds fails; its reading just before."""
+        last = self.read(row)
+        crash(row, self.now_s, self._state, self._limits)
+        self._forget(row)
+        return last
+
+    def _forget(self, row: int) -> None:
         self._alive.remove(row)
         self._free.append(row)
         emptied(self._state, self._limits, row)
-        return last
 
-    def advance(self, until_s: float, serving: list[int]) -> None:
-        """Route what arrives before `until` to the serving rows and run all replicas up to it."""
+    def advance(
+        self,
+        until_s: float,
+        serving: Sequence[int],
+        canary: Sequence[int] = (),
+        canary_share: float = 0.0,
+    ) -> None:
+        """Route what arrives before `until` to the serving rows and run all replicas up to it.
+
+        Args:    canary: rows that take this share of the conversations instead.
+        """
         if until_s <= self.now_s:
             return
         _announce()
@@ -152,6 +210,8 @@ class DataPlane:
             until_s,
             self._n_open,
             np.array(serving, dtype=np.int64),
+            np.array(canary, dtype=np.int64),
+            canary_share,
             np.array(self._alive, dtype=np.int64),
             self._cursor,
             self._after,
@@ -179,6 +239,23 @@ class DataPlane:
         """Requests that wait for a replica to become ready."""
         return int(self._cursor[AT_GATEWAY])
 
+    @property
+    def refused(self) -> int:
+        """Requests that the gateway has answered with 503 so far."""
+        return int(self._cursor[REFUSED])
+
+    @property
+    def cache_hits(self) -> int:
+        """Requests that the gateway has answered from its result cache so far."""
+        return int(self._cursor[HITS])
+
+    @property
+    def asked_s(self) -> npt.NDArray[np.float64]:
+        """float array (n,): when each request was sent first."""
+        sent_s: npt.NDArray[np.float64] = self._state.requests["sent_s"]
+        first_s = self._state.gate.asked_s
+        return np.where(np.isnan(first_s), sent_s, first_s) if len(first_s) else sent_s
+
     def read(self, row: int) -> Reading:
         """A replica's gauges and counters now; of the step in flight, the part that is over."""
         # All fields at once: one by one they would cost more than the engine.
@@ -189,6 +266,7 @@ class DataPlane:
             elapsed_s = max(0.0, self.now_s - start_s)
             active_s += elapsed_s
             busy_s += min(elapsed_s, flight_s)
+        counts = self._state.counts[row]
         return Reading(
             started_s=self._started_s[row],
             running=state["n_running"],
@@ -198,4 +276,17 @@ class DataPlane:
             active_s=active_s,
             ttft_sum_s=state["ttft_sum_s"],
             ttft_count=state["ttft_count"],
+            tpot_sum_s=state["tpot_sum_s"],
+            e2e_sum_s=state["e2e_sum_s"],
+            queue_sum_s=state["queue_sum_s"],
+            prompt_tokens=state["prompt_tokens"],
+            generation_tokens=state["generation_tokens"],
+            finished=state["finished"],
+            aborted=state["aborted"],
+            rejected=state["rejected"],
+            failed=state["failed"],
+            histograms={
+                name: counted[: len(BUCKETS_S[name]) + 1].copy()
+                for name, counted in zip(BUCKETS_S, counts, strict=False)
+            },
         )

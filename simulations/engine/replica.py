@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Plan
 from serving.values import Estimate
-from simulations.engine._state import ABORTED, DONE, NEVER, REJECTED, Records
+from simulations.engine._state import NEVER, Records
 from simulations.engine.dataplane import DataPlane
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
@@ -19,6 +20,11 @@ from simulations.result import Prediction
 from simulations.traffic import ClosedLoop, Schedule, Workload
 
 COLUMNS = ("ttft", "tpot", "e2e")
+OUTCOMES = (
+    *("unfinished", "unfinished", "unfinished", "unfinished"),
+    *("answered", "aborted", "rejected", "failed", "cached"),
+)
+"""By status of a request."""
 
 
 def simulate_replica(
@@ -116,23 +122,31 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
         )
 
 
-def request_frame(requests: Records, noise_s: Sequence[float] = (), seed: int = 0) -> pd.DataFrame:
+def request_frame(
+    requests: Records,
+    noise_s: Sequence[float] = (),
+    seed: int = 0,
+    *,
+    asked_s: npt.NDArray[np.float64] | None = None,
+) -> pd.DataFrame:
     """Outcomes as a table: NaN where something never happened.
 
-    Args:    noise_s: what is drawn from for each request's first token and end, () for nothing.
+    Args:    asked_s: when each was sent first, where some were sent again; latencies count from it.
+             noise_s: what is drawn from for each request's first token and end, () for nothing.
     """
     first_s, end_s = requests["first_s"], requests["end_s"]
     if len(noise_s):
         rng = np.random.default_rng([seed, len(requests)])
         first_s = first_s + rng.choice(np.asarray(noise_s), len(requests))
         end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(requests)), first_s)
-    ttft_s = first_s - requests["sent_s"]
-    e2e_s = end_s - requests["sent_s"]
+    sent_s = requests["sent_s"] if asked_s is None else asked_s
+    ttft_s = first_s - sent_s
+    e2e_s = end_s - sent_s
     gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
     status = requests["status"]
     return pd.DataFrame(
         {
-            "arrived_at_s": requests["sent_s"],
+            "arrived_at_s": sent_s,
             "first_token_s": first_s,
             "end_s": end_s,
             "prompt_tokens": requests["prompt"].astype(np.int64),
@@ -142,11 +156,7 @@ def request_frame(requests: Records, noise_s: Sequence[float] = (), seed: int = 
             "e2e_s": e2e_s,
             "preemptions": requests["preemptions"].astype(np.int64),
             "cached_tokens": requests["hit_tokens"].astype(np.int64),
-            "outcome": np.select(
-                [status == DONE, status == ABORTED, status == REJECTED],
-                ["answered", "aborted", "rejected"],
-                "unfinished",
-            ),
+            "outcome": np.array(OUTCOMES)[status],
         }
     )
 

@@ -1,90 +1,66 @@
-"""When requests arrive."""
+"""When requests arrive.
+
+A process says its rate and the burstiness of its gaps; `renewals.py` draws it. Of a profile or a ramp
+the rate is linear between the values that are given.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from serving.values import Value
-from simulations.profiles import PROFILES
-from simulations.traffic.traces import Trace, digest, read_trace
+from simulations.profiles import DAY_S, PROFILES
+from simulations.traffic.finite import Finite
+from simulations.traffic.rates import Rates
+from simulations.traffic.renewals import FloatArray, Process
+from simulations.traffic.replay import Replay
 
-FloatArray = npt.NDArray[np.float64]
+_KNOTS_A_DAY = 24 * 60
 
 
-class Constant(Value):
+class Constant(Process):
     """Evenly spaced arrivals."""
 
     kind: Literal["constant"] = "constant"
     rate_rps: float = Field(gt=0)
 
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
-        return np.arange(0, duration_s, 1 / self.rate_rps, dtype=np.float64)
+    @property
+    def gap_shape(self) -> float:
+        return float("inf")
+
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
+        return _steady(self.rate_rps, duration_s)
 
 
-class Poisson(Value):
+class Poisson(Process):
     """Independent arrivals."""
 
     kind: Literal["poisson"] = "poisson"
     rate_rps: float = Field(gt=0)
 
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
-        return _renewals(self.rate_rps * duration_s, 1.0, rng) / self.rate_rps
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
+        return _steady(self.rate_rps, duration_s)
 
 
-class Gamma(Value):
+class Gamma(Process):
     """Gamma-distributed gaps. Burstiness is vLLM's: 1 is Poisson, below 1 is burstier (CV^-2)."""
 
     kind: Literal["gamma"] = "gamma"
     rate_rps: float = Field(gt=0)
     burstiness: float = Field(gt=0)
 
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
-        return _renewals(self.rate_rps * duration_s, self.burstiness, rng) / self.rate_rps
+    @property
+    def gap_shape(self) -> float:
+        return self.burstiness
+
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
+        return _steady(self.rate_rps, duration_s)
 
 
-class Day(Value):
-    """A published daily profile, scaled to a peak, with gamma-distributed gaps.
-
-    Gaps are drawn in operational time (the integral of the rate) and mapped back, so the local rate
-    follows the profile and the local burstiness is the same all day. A duration below 24 hours is
-    the whole day played faster: the shape is kept and the rate is not multiplied.
-    """
-
-    kind: Literal["day"] = "day"
-    profile: str = "servegen-deepseek-r1"
-    peak_rps: float = Field(gt=0)
-    burstiness: float | None = Field(None, gt=0)
-    """None takes the published one of the profile."""
-
-    @model_validator(mode="after")
-    def _known(self) -> Day:
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile(={self.profile!r}) must be one of {sorted(PROFILES)}")
-        return self
-
-    def rate_rps(self, t_s: FloatArray, duration_s: float) -> FloatArray:
-        """Rate at each time: float array like t_s, linear between the hourly values."""
-        shape = np.asarray(PROFILES[self.profile].hourly_shape)
-        hours = np.asarray(t_s, dtype=np.float64) / duration_s * 24
-        relative: FloatArray = np.interp(hours, np.arange(24) + 0.5, shape, period=24)
-        return relative * (self.peak_rps / float(shape.max()))
-
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
-        grid_s = np.linspace(0, duration_s, 24 * 60 + 1)
-        burstiness = self.burstiness or PROFILES[self.profile].burstiness
-        return _following(grid_s, self.rate_rps(grid_s, duration_s), burstiness, rng)
-
-
-class Ramp(Value):
-    """A rate that grows or falls evenly over the duration, with gamma-distributed gaps.
-
-    Gaps are drawn in operational time, as for a `Day`.
-    """
+class Ramp(Process):
+    """A rate that grows or falls evenly over the duration, with gamma-distributed gaps."""
 
     kind: Literal["ramp"] = "ramp"
     start_rps: float = Field(ge=0)
@@ -97,13 +73,105 @@ class Ramp(Value):
             raise ValueError("start_rps(=0) and end_rps(=0) must not both be 0")
         return self
 
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
+    @property
+    def gap_shape(self) -> float:
+        return self.burstiness
+
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
         grid_s = np.linspace(0, duration_s, 1001)
-        rate = self.start_rps + (self.end_rps - self.start_rps) * grid_s / duration_s
-        return _following(grid_s, rate, self.burstiness, rng)
+        return grid_s, self.start_rps + (self.end_rps - self.start_rps) * grid_s / duration_s
 
 
-class ClosedLoop(Value):
+class _Profiled(Process):
+    """A published profile, scaled to a peak, with gamma-distributed gaps."""
+
+    profile: str
+    peak_rps: float = Field(gt=0)
+    """Rate in the busiest step of what is played."""
+    burstiness: float | None = Field(None, gt=0)
+    """None takes the published one of the profile."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile(={self.profile!r}) must be one of {sorted(PROFILES)}")
+        if self.burstiness is None and PROFILES[self.profile].burstiness is None:
+            raise ValueError(
+                f"burstiness(=None) of profile {self.profile!r} was not published: give one"
+                " (1 is Poisson)"
+            )
+        return self
+
+    @property
+    def gap_shape(self) -> float:
+        found = self.burstiness or PROFILES[self.profile].burstiness
+        assert found is not None
+        return found
+
+    def _played(self) -> tuple[float, ...]:
+        """Values of the profile, evenly over the duration and round again."""
+        raise NotImplementedError
+
+    def rate_rps(self, t_s: FloatArray, duration_s: float) -> FloatArray:
+        """Rate at each time: float array like t_s, linear between the middles of the steps."""
+        shape = np.asarray(self._played())
+        middles = np.arange(len(shape)) + 0.5
+        at = np.asarray(t_s, dtype=np.float64) / duration_s * len(shape)
+        relative: FloatArray = np.interp(at, middles, shape, period=len(shape))
+        return relative * (self.peak_rps / float(shape.max()))
+
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
+        days = len(self._played()) / PROFILES[self.profile].steps_a_day
+        grid_s = np.linspace(0, duration_s, int(days * _KNOTS_A_DAY) + 1)
+        return grid_s, self.rate_rps(grid_s, duration_s)
+
+
+class Day(_Profiled):
+    """A day of a published profile.
+
+    A duration below 24 hours is the whole day played faster: the shape is kept and the rate is not
+    multiplied.
+    """
+
+    kind: Literal["day"] = "day"
+    profile: str = "servegen-deepseek-r1"
+    day: int = Field(0, ge=0)
+    """Of a profile of several days, from 0."""
+
+    @model_validator(mode="after")
+    def _has_it(self) -> Day:
+        days = len(PROFILES[self.profile].days)
+        if self.day >= days:
+            raise ValueError(f"day(={self.day}) must be < {days}, the days of {self.profile!r}")
+        return self
+
+    def _played(self) -> tuple[float, ...]:
+        return PROFILES[self.profile].days[self.day]
+
+
+class Week(_Profiled):
+    """Days of a published profile one after the other, begun again where there are fewer.
+
+    A duration of another length plays all of them faster or slower, as for a `Day`.
+    """
+
+    kind: Literal["week"] = "week"
+    profile: str = "azure-code-week-2024"
+    first_day: int = Field(0, ge=0)
+    days: int = Field(7, ge=1)
+
+    @property
+    def span_s(self) -> float:
+        """The duration that plays it in its own time."""
+        return self.days * DAY_S
+
+    def _played(self) -> tuple[float, ...]:
+        known = PROFILES[self.profile].days
+        chosen = (known[(self.first_day + i) % len(known)] for i in range(self.days))
+        return tuple(rate for day in chosen for rate in day)
+
+
+class ClosedLoop(Finite):
     """A fixed number of users, each sending the next request when the last one is answered."""
 
     kind: Literal["closed"] = "closed"
@@ -114,82 +182,43 @@ class ClosedLoop(Value):
         return np.zeros(self.requests)
 
 
-class Replay(Value):
-    """A recorded trace with its own time stamps; lengths are the trace's where none are given.
-
-    Use `Replay.of`, which notes the digest of the file, so that a workload names its data exactly.
-    """
-
-    kind: Literal["replay"] = "replay"
-    path: str
-    format: str = "auto"
-    """One of `traces.FORMATS`."""
-    sha256: str | None = None
-    """Checked when the trace is read; None takes whatever lies there."""
-    start_s: float = Field(0.0, ge=0)
-    """Begin of the window, in the trace's time."""
-    length_s: float | None = Field(None, gt=0)
-    """Length of the window, in the trace's time; None is all that follows."""
-    speedup: float = Field(1.0, gt=0)
-    """2 plays the trace in half its time."""
-    spread_ticks: bool = False
-    """Spread requests of one time stamp over the time up to the next, in order: many traces are kept
-    on a coarse clock, whose bursts are none."""
-    length_divisor: float = Field(1.0, ge=1)
-    """Divides prompts and outputs (rounded up), so that a small context can hold long ones."""
-    max_prompt_tokens: int | None = Field(None, ge=1)
-    max_output_tokens: int | None = Field(None, ge=1)
-
-    @classmethod
-    def of(cls, path: Path | str, **chosen: object) -> Self:
-        """A replay of exactly the file that lies there now.
-
-        Raises:  InputError: no such file, or no trace.
-        """
-        replay = cls.model_validate({"path": str(path), "sha256": digest(path), **chosen})
-        replay.trace(0)
-        return replay
-
-    def trace(self, seed: int) -> Trace:
-        """The window of the trace as it is played: times from 0, lengths divided and cut.
-
-        Args:    seed: of the spread within a tick (and of a format that is drawn, as ServeGen's).
-        Raises:  InputError: no such file, another one than sha256 names, or nothing in the window.
-        """
-        whole = read_trace(self.path, self.format, seed=seed, sha256=self.sha256)
-        if self.spread_ticks:
-            whole = whole.spread(np.random.default_rng([seed, 5]))
-        return whole.window(self.start_s, self.length_s).played(
-            self.speedup, self.length_divisor, self.max_prompt_tokens, self.max_output_tokens
-        )
-
-    def times(self, duration_s: float, rng: np.random.Generator) -> FloatArray:
-        raise TypeError("a replay's times come with its lengths: see Workload.schedule")
-
-
-Arrivals = Annotated[
-    Constant | Poisson | Gamma | Ramp | Day | ClosedLoop | Replay, Field(discriminator="kind")
+_OneProcess = Annotated[
+    Constant | Poisson | Gamma | Ramp | Day | Week | Rates, Field(discriminator="kind")
 ]
 
 
-def _following(
-    grid_s: FloatArray, rate_rps: FloatArray, burstiness: float, rng: np.random.Generator
-) -> FloatArray:
-    """Times of a renewal process in operational time: the integral of the rate, mapped back."""
-    steps = (rate_rps[1:] + rate_rps[:-1]) / 2 * np.diff(grid_s)
-    expected = np.concatenate([[0.0], np.cumsum(steps)])
-    times: FloatArray = np.interp(_renewals(expected[-1], burstiness, rng), expected, grid_s)
-    return times
+class Superposed(Process):
+    """Several processes at once, each with a random stream of its own.
+
+    Many independent bursty clients look smoother together than each one: the gaps tend to Poisson,
+    while counts over long windows keep the rate-weighted mean of CV^2 (Whitt 1982).
+    """
+
+    kind: Literal["superposed"] = "superposed"
+    parts: tuple[_OneProcess, ...] = Field(min_length=1)
+
+    def rates(self, duration_s: float) -> tuple[FloatArray, FloatArray]:
+        found = [part.rates(duration_s) for part in self.parts]
+        grid_s = np.unique(np.concatenate([grid for grid, _ in found]))
+        return grid_s, np.sum([np.interp(grid_s, *one) for one in found], axis=0)
+
+    def times(self, duration_s: float, rng: np.random.Generator, spikes: Any = ()) -> FloatArray:
+        streams = rng.spawn(len(self.parts))
+        drawn = [
+            part.times(duration_s, stream, spikes)
+            for part, stream in zip(self.parts, streams, strict=True)
+        ]
+        return np.sort(np.concatenate(drawn))
+
+    def scaled(self, factor: float) -> Superposed:
+        return Superposed(parts=tuple(part.scaled(factor) for part in self.parts))
 
 
-def _renewals(expected: float, shape: float, rng: np.random.Generator) -> FloatArray:
-    """Event times in (0, expected) of a unit-rate renewal process with gamma(shape) gaps."""
-    blocks: list[FloatArray] = []
-    reached = 0.0
-    while reached < expected:
-        n = int(expected - reached + 6 * np.sqrt(expected) + 16)
-        block = reached + np.cumsum(rng.gamma(shape, 1 / shape, n))
-        blocks.append(block)
-        reached = float(block[-1])
-    times = np.concatenate(blocks) if blocks else np.empty(0)
-    return times[times < expected]
+Arrivals = Annotated[
+    Constant | Poisson | Gamma | Ramp | Day | Week | Rates | Superposed | ClosedLoop | Replay,
+    Field(discriminator="kind"),
+]
+
+
+def _steady(rate_rps: float, duration_s: float) -> tuple[FloatArray, FloatArray]:
+    return np.array([0.0, duration_s]), np.full(2, rate_rps)

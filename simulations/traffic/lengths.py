@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from serving.values import Value
-from simulations.traffic.traces import read_trace
+from simulations.traffic.finite import Finite
+from simulations.traffic.formats import read_trace
 
 IntArray = npt.NDArray[np.int64]
 
 
-class Fixed(Value):
+class Fixed(Finite):
     """Every request has the same length."""
 
     kind: Literal["fixed"] = "fixed"
@@ -28,7 +28,7 @@ class Fixed(Value):
         return self.tokens
 
 
-class LogNormal(Value):
+class LogNormal(Finite):
     """Log-normal lengths by median and mean, cut off at both ends.
 
     The mean is that of the law before the cut: sigma^2 = 2 ln(mean / median).
@@ -62,7 +62,7 @@ class LogNormal(Value):
         return self.max_tokens
 
 
-class Uniform(Value):
+class Uniform(Finite):
     """Every length between two is as likely, both included."""
 
     kind: Literal["uniform"] = "uniform"
@@ -85,7 +85,7 @@ class Uniform(Value):
         return self.max_tokens
 
 
-class Empirical(Value):
+class Empirical(Finite):
     """Lengths as they were counted: each with its weight."""
 
     kind: Literal["empirical"] = "empirical"
@@ -111,7 +111,7 @@ class Empirical(Value):
         return max(self.tokens)
 
 
-class Recorded(Value):
+class Recorded(Finite):
     """Lengths drawn from the rows of a recorded trace.
 
     Where prompt and output come from the same trace, each request takes both from one row.

@@ -1,73 +1,38 @@
-"""A Workload: arrivals, lengths, what is shared between prompts, and the seed that draws it all.
+"""A Workload: arrivals, lengths, what is shared between prompts, clients, and the seed that draws it.
 
-Arrivals, prompt lengths, output lengths, prefixes and conversations have a random stream each, so
-that changing one leaves the others alone.
+Each source of randomness has a stream of its own, so that changing one leaves the others alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
+from scipy.special import ndtri
 
-from serving.values import Value
-from simulations.traffic.arrivals import Arrivals, FloatArray, Replay
+from simulations.traffic.arrivals import Arrivals, ClosedLoop
+from simulations.traffic.clients import Clients, Priorities
+from simulations.traffic.finite import Finite
 from simulations.traffic.lengths import IntArray, Lengths, Recorded
-from simulations.traffic.traces import Trace
+from simulations.traffic.network import Network
+from simulations.traffic.popularity import Questions, zipf_ranks
+from simulations.traffic.renewals import FloatArray, Spike, sped_up
+from simulations.traffic.replay import Replay
+from simulations.traffic.schedule import Schedule, prefixed, single_turns, talks
+from simulations.traffic.trace import Trace
 
-Segments = tuple[tuple[tuple[int, int], ...], ...]
 _LONGER_S = 1e-6
+_STREAMS = (
+    *("arrivals", "prompt", "output", "prefix", "sessions"),
+    *("questions", "correlation", "patience", "priorities", "network"),
+)
+"""In this order for ever: a new one goes to the end."""
+_Streams = dict[str, np.random.Generator]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Drawn requests, sorted by arrival: arrays of equal length (n,).
-
-    Attributes:
-        arrived_at_s: when each is sent; of a later turn of a conversation an estimate, since it is
-            sent `think_s` after the answer before it.
-        prompt_tokens: whole length, with all that is shared.
-        segments: per request (segment id, tokens) in order; prompts that begin with the same ones
-            share that prefix really. An id below 0 is the answer of request -1 - id. None: every
-            prompt is its own.
-        after: position of the turn before, -1 for none. None: nobody follows anybody.
-        think_s: pause between the answer before and this turn.
-        priority: lower is served earlier where the engine schedules by priority. None: all alike.
-        patience_s: how long after it was sent its client gives up. None: never.
-    """
-
-    arrived_at_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    segments: Segments | None = None
-    after: IntArray | None = None
-    think_s: FloatArray | None = None
-    priority: IntArray | None = None
-    patience_s: FloatArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.arrived_at_s)
-
-    @property
-    def conversations(self) -> bool:
-        """Whether some requests wait for answers of others."""
-        return self.after is not None and bool((self.after >= 0).any())
-
-    def frame(self) -> pd.DataFrame:
-        """One row per request."""
-        return pd.DataFrame(
-            {
-                "arrived_at_s": self.arrived_at_s,
-                "prompt_tokens": self.prompt_tokens,
-                "output_tokens": self.output_tokens,
-            }
-        )
-
-
-class SharedPrefix(Value):
+class SharedPrefix(Finite):
     """Some system prompts, one of which every prompt begins with, in addition to its own tokens."""
 
     tokens: Lengths
@@ -77,7 +42,7 @@ class SharedPrefix(Value):
     """Popularity of the k-th falls as k^-zipf; 0 makes all alike."""
 
 
-class Sessions(Value):
+class Sessions(Finite):
     """Conversations: each arrival is a first turn, and later turns follow the answers.
 
     The workload's prompt_tokens are what the user adds in each turn; the prompt is all that was said.
@@ -90,18 +55,27 @@ class Sessions(Value):
     """A conversation ends before prompt and answer exceed this."""
 
 
-class Workload(Value):
+class Workload(Finite):
     """When requests arrive, how long they are, for how long, and the seed."""
 
     arrivals: Arrivals
     prompt_tokens: Lengths | None = None
     """None: those of the replayed trace."""
     output_tokens: Lengths | None = None
+    correlation: float | None = Field(None, gt=-1, lt=1)
+    """Rank correlation of prompt and output (Spearman's); None: independent, or as they were recorded."""
     duration_s: float = Field(60.0, gt=0)
     warmup_s: float = Field(0.0, ge=0)
     """Requests scheduled before this are sent but not counted."""
+    spikes: tuple[Spike, ...] = ()
+    """Of a process its rate is multiplied; a trace is played faster for so long, then goes on."""
     shared_prefix: SharedPrefix | None = None
     sessions: Sessions | None = None
+    questions: Questions | None = None
+    """Of sessions the first turns."""
+    priorities: Priorities | None = None
+    clients: Clients | None = None
+    network: Network | None = None
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -117,59 +91,126 @@ class Workload(Value):
                     raise ValueError(f"{name}(=None) must be given unless a trace is replayed")
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Workload:
+        late = [spike.at_s for spike in self.spikes if spike.at_s >= self.duration_s]
+        if late:
+            raise ValueError(f"spikes(at_s={late[0]}) must begin before {self.duration_s} s")
+        if self.spikes and isinstance(self.arrivals, ClosedLoop):
+            raise ValueError("spikes must be empty in a closed loop: its rate follows the answers")
+        if self.correlation is not None and (
+            self.prompt_tokens is None or self.output_tokens is None or self._joint
+        ):
+            raise ValueError(
+                f"correlation(={self.correlation}) must be None where lengths are recorded in pairs"
+            )
+        return self
+
     @classmethod
     def of_trace(cls, replay: Replay, **chosen: Any) -> Self:
         """A replay for as long as its window lasts."""
         trace = replay.trace(chosen.get("seed", 0))
         last_s = float(trace.arrived_at_s[-1])
         window_s = (replay.length_s or 0.0) / replay.speedup
-        duration_s = max(window_s, last_s + _LONGER_S)
-        return cls.model_validate({"arrivals": replay, "duration_s": duration_s, **chosen})
+        spikes = tuple(Spike.model_validate(spike) for spike in chosen.get("spikes", ()))
+        played_s = sped_up(np.array([max(window_s, last_s + _LONGER_S)]), spikes)
+        return cls.model_validate({"arrivals": replay, "duration_s": float(played_s[0]), **chosen})
 
     def schedule(self) -> Schedule:
-        """Draw the requests."""
-        seeds = np.random.SeedSequence(self.seed).spawn(5)
-        streams = [np.random.default_rng(seed) for seed in seeds]
-        trace = None
-        if isinstance(self.arrivals, Replay):
-            trace = self.arrivals.trace(self.seed)
-            trace = trace.take(np.flatnonzero(trace.arrived_at_s < self.duration_s))
-            times = trace.arrived_at_s
-        else:
-            times = self.arrivals.times(self.duration_s, streams[0])
-        if self.sessions is not None:
-            drawn = _conversations(self, self.sessions, times, streams)
-        else:
-            prompt, output = self._lengths(len(times), trace, streams, seeds[1])
-            own = trace.segments() if trace is not None and self.prompt_tokens is None else None
-            drawn = Schedule(times, prompt, output, segments=own)
-        if self.shared_prefix is None:
-            return drawn
-        return _prefixed(drawn, self.shared_prefix, streams[3])
+        """Draw the requests.
 
-    def _lengths(
-        self,
-        n: int,
-        trace: Trace | None,
-        streams: list[np.random.Generator],
-        prompt_seed: np.random.SeedSequence,
-    ) -> tuple[IntArray, IntArray]:
-        laws = (self.prompt_tokens, self.output_tokens)
-        if (
-            isinstance(laws[0], Recorded)
-            and isinstance(laws[1], Recorded)
-            and laws[0].path == laws[1].path
-        ):
-            # The same stream draws the same rows.
-            streams[2] = np.random.default_rng(prompt_seed)
+        Raises:  InputError: a file that is not what it was, or more requests than can be numbered.
+        """
+        seeds = np.random.SeedSequence(self.seed).spawn(len(_STREAMS))
+        rng = {
+            name: np.random.default_rng(seed) for name, seed in zip(_STREAMS, seeds, strict=True)
+        }
+        if self._joint:  # the same stream draws the same rows
+            rng["output"] = np.random.default_rng(seeds[_STREAMS.index("prompt")])
+        trace = self._trace()
+        if trace is not None:
+            times = trace.arrived_at_s
+        elif isinstance(self.arrivals, ClosedLoop):
+            times = self.arrivals.times(self.duration_s, rng["arrivals"])
+        else:
+            assert not isinstance(self.arrivals, Replay)
+            times = self.arrivals.times(self.duration_s, rng["arrivals"], self.spikes)
+        drawn = self._requests(times, trace, rng)
+        if self.shared_prefix is not None:
+            shared = self.shared_prefix
+            tokens = shared.tokens.draw(shared.groups, rng["prefix"])
+            group = zipf_ranks(len(drawn), shared.groups, shared.zipf, rng["prefix"])
+            drawn = prefixed(drawn, group, tokens)
+        return self._behaviour(drawn, rng)
+
+    def _trace(self) -> Trace | None:
+        """What is replayed within the duration; None where nothing is."""
+        if not isinstance(self.arrivals, Replay):
+            return None
+        trace = self.arrivals.trace(self.seed)
+        trace = replace(trace, arrived_at_s=sped_up(trace.arrived_at_s, self.spikes))
+        return trace.take(np.flatnonzero(trace.arrived_at_s < self.duration_s))
+
+    def _requests(self, times: FloatArray, trace: Trace | None, rng: _Streams) -> Schedule:
+        """Lengths and contents, without a shared prefix."""
+        key = None
+        if self.questions is not None:
+            key = self.questions.draw(len(times), rng["questions"])
+        if self.sessions is None:
+            prompt, output = self._lengths(len(times), trace, rng)
+            own = trace.segments() if trace is not None and self.prompt_tokens is None else None
+            return single_turns(times, prompt, output, own, key)
+        turns = self.sessions.turns.draw(len(times), rng["sessions"])
+        said, output = self._lengths(int(turns.sum()), None, rng)
+        return talks(
+            times,
+            turns,
+            said,
+            output,
+            rng["sessions"].exponential(self.sessions.think_s, len(said)),
+            max_context_tokens=self.sessions.max_context_tokens,
+            key=key,
+        )
+
+    def _lengths(self, n: int, trace: Trace | None, rng: _Streams) -> tuple[IntArray, IntArray]:
         recorded = (trace.prompt_tokens, trace.output_tokens) if trace is not None else (None, None)
         drawn = [
-            known if law is None else law.draw(n, stream)
-            for law, known, stream in zip(laws, recorded, streams[1:3], strict=True)
+            known if law is None else law.draw(n, rng[stream])
+            for law, known, stream in zip(
+                (self.prompt_tokens, self.output_tokens),
+                recorded,
+                ("prompt", "output"),
+                strict=True,
+            )
         ]
-        assert drawn[0] is not None
-        assert drawn[1] is not None
-        return drawn[0], drawn[1]
+        prompt, output = drawn
+        assert prompt is not None
+        assert output is not None
+        if self.correlation is None:
+            return prompt, output
+        return prompt, correlated(prompt, output, self.correlation, rng["correlation"])
+
+    def _behaviour(self, drawn: Schedule, rng: _Streams) -> Schedule:
+        """Who goes first, who leaves when, and how far away they are."""
+        n = len(drawn)
+        changes: dict[str, Any] = {"clients": self.clients}
+        if self.priorities is not None:
+            changes["priority"] = self.priorities.draw(n, rng["priorities"])[drawn.first_turns()]
+        if self.clients is not None and self.clients.patience is not None:
+            changes["patience_s"] = self.clients.patience.draw(n, rng["patience"])
+        if self.network is not None:
+            changes["network_s"] = self.network.round_trip.draw(n, rng["network"])
+        return replace(drawn, **changes)
+
+    @property
+    def _joint(self) -> bool:
+        """Whether prompt and output are drawn from one row of a trace."""
+        prompt, output = self.prompt_tokens, self.output_tokens
+        return (
+            isinstance(prompt, Recorded)
+            and isinstance(output, Recorded)
+            and prompt.path == output.path
+        )
 
     def at(self, **changes: Any) -> Workload:
         """A copy with some fields changed, validated; the lengths of a trace stay, if it goes."""
@@ -203,73 +244,22 @@ class Workload(Value):
         return prompt, output
 
 
-def _prefixed(drawn: Schedule, shared: SharedPrefix, rng: np.random.Generator) -> Schedule:
-    """Every prompt (every first turn, and so all that follow it) begins with a shared prefix."""
-    n = len(drawn)
-    weights = np.arange(1, shared.groups + 1, dtype=np.float64) ** -shared.zipf
-    lengths = shared.tokens.draw(shared.groups, rng)
-    group = rng.choice(shared.groups, n, p=weights / weights.sum())
-    if drawn.after is not None:  # a conversation keeps its prefix
-        for i in np.flatnonzero(drawn.after >= 0):
-            group[i] = group[drawn.after[i]]
-    own: Segments = drawn.segments or tuple(
-        ((i, int(tokens)),) for i, tokens in enumerate(drawn.prompt_tokens)
-    )
-    # Groups take the first ids.
-    moved = tuple(
-        (
-            (int(group[i]), int(lengths[group[i]])),
-            *((s if s < 0 else s + shared.groups, tokens) for s, tokens in own[i]),
-        )
-        for i in range(n)
-    )
-    return replace(drawn, prompt_tokens=drawn.prompt_tokens + lengths[group], segments=moved)
+def correlated(
+    prompt: IntArray, output: IntArray, rank_correlation: float, rng: np.random.Generator
+) -> IntArray:
+    """The outputs in another order, so that their ranks go with those of the prompts.
 
+    Both samples keep all their values, whatever their laws: a Gaussian copula by reordering, in which
+    Spearman's rho is 6 / pi arcsin(r / 2) of the normal scores' correlation r. Many equal lengths give
+    less, since their order is arbitrary.
 
-def _conversations(
-    workload: Workload,
-    sessions: Sessions,
-    starts_s: FloatArray,
-    streams: list[np.random.Generator],
-) -> Schedule:
-    """All turns of all conversations, in order of their estimated arrival."""
-    assert workload.prompt_tokens is not None
-    assert workload.output_tokens is not None
-    turns = sessions.turns.draw(len(starts_s), streams[4])
-    n = int(turns.sum())
-    said = workload.prompt_tokens.draw(n, streams[1])
-    output = workload.output_tokens.draw(n, streams[2])
-    think_s = streams[4].exponential(sessions.think_s, n)
-    rows: list[tuple[float, int, int, float]] = []  # arrival, row of the turn before, row, think
-    segments: list[tuple[tuple[int, int], ...]] = []
-    row = 0
-    for start_s, count in zip(starts_s, turns, strict=True):
-        history: tuple[tuple[int, int], ...] = ()
-        at_s, before = float(start_s), -1
-        for turn in range(row, row + int(count)):
-            prompt = (*history, (turn, int(said[turn])))
-            length = sum(tokens for _, tokens in prompt) + int(output[turn])
-            limit = sessions.max_context_tokens
-            if limit is not None and length > limit and before >= 0:
-                break
-            rows.append((at_s, before, turn, float(think_s[turn]) if before >= 0 else 0.0))
-            segments.append(prompt)
-            history, before = (*prompt, (-1 - turn, int(output[turn]))), turn
-            at_s += float(think_s[min(turn + 1, n - 1)])
-        row += int(count)
-    order = sorted(range(len(rows)), key=lambda i: (rows[i][0], i))
-    position = {rows[i][2]: k for k, i in enumerate(order)}
-
-    def moved(prompt: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        return tuple((s if s >= 0 else -1 - position[-1 - s], tokens) for s, tokens in prompt)
-
-    chosen = np.array([rows[i][2] for i in order], dtype=np.int64)
-    kept = tuple(moved(segments[i]) for i in order)
-    return Schedule(
-        np.array([rows[i][0] for i in order], dtype=np.float64),
-        np.array([sum(tokens for _, tokens in prompt) for prompt in kept], dtype=np.int64),
-        output[chosen],
-        segments=kept,
-        after=np.array([position.get(rows[i][1], -1) for i in order], dtype=np.int64),
-        think_s=np.array([rows[i][3] for i in order], dtype=np.float64),
-    )
+    Source:  Iman and Conover, Communications in Statistics B 11 (1982); Kruskal, JASA 53 (1958).
+    """
+    n = len(prompt)
+    of_scores = 2 * np.sin(np.pi * rank_correlation / 6)
+    scores = np.empty(n)
+    scores[np.argsort(prompt, kind="stable")] = ndtri((np.arange(n) + 0.5) / n)
+    mixed = of_scores * scores + np.sqrt(1 - of_scores**2) * rng.standard_normal(n)
+    reordered = np.empty_like(output)
+    reordered[np.argsort(mixed)] = np.sort(output)
+    return reordered

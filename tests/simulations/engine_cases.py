@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simulations.engine import SchedulerOptions
 from simulations.latency import LatencyModel
-from simulations.traffic import Schedule
+from simulations.traffic import Schedule, Segments
 from tests.simulations.models import latency
 
 LONGEST = 60
@@ -59,7 +59,7 @@ def cases(draw: st.DrawFn, features: frozenset[str] = FEATURES, block_size: int 
             before = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
             segments, changes = _turns(segments, output, before)
         prompt = np.array([sum(length for _, length in pieces) for pieces in segments])
-        changes["segments"] = segments
+        changes["segments"] = Segments.of(segments)
     if "async" in features:
         options["async_scheduling"] = draw(st.booleans())
     if "priority" in features and draw(st.booleans()):
@@ -93,6 +93,7 @@ def cases(draw: st.DrawFn, features: frozenset[str] = FEATURES, block_size: int 
         per_token_s=1e-4,
         per_kv_token_s=1e-5,
         per_prefill_attention_s=1e-7,
+        prefill_step_s=draw(st.sampled_from([0.0, 0.002])),
         request_overhead_s=draw(st.sampled_from([0.0, 0.003])),
         response_overhead_s=draw(st.sampled_from([0.0, 0.001])),
         block_size_tokens=size,

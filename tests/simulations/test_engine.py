@@ -20,7 +20,7 @@ from simulations.engine import (
     trace_replica,
 )
 from simulations.engine.reference import reference_replica
-from simulations.traffic import ClosedLoop, Fixed, Poisson, Schedule
+from simulations.traffic import ClosedLoop, Fixed, Poisson, Schedule, Segments
 from tests.simulations.engine_cases import Case, cases
 from tests.simulations.models import ENGINE, latency, plan, workload
 
@@ -131,7 +131,7 @@ def test_a_second_turn_finds_the_first_in_the_cache() -> None:
         np.array([0.0, 0.0]),
         np.array([160, 160 + 32 + 16]),
         np.array([32, 8]),
-        segments=(((0, 160),), ((0, 160), (-1, 32), (1, 16))),
+        segments=Segments.of((((0, 160),), ((0, 160), (-1, 32), (1, 16)))),
         after=np.array([-1, 0]),
         think_s=np.array([0.0, 2.0]),
     )

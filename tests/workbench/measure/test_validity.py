@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulations.traffic import ClosedLoop, Fixed, Gamma, Poisson, Schedule, Workload
+from simulations.traffic import ClosedLoop, Fixed, Gamma, Poisson, Schedule, Segments, Workload
 from workbench.measure.engine import Step, requests_frame, steps_frame
 from workbench.measure.outcome import Outcome
 from workbench.measure.validity import NOT_STEADY, Evidence, doubts, reusable_tokens
@@ -161,7 +161,10 @@ def test_what_a_schedule_can_reuse_of_itself() -> None:
     n = len(segments)
     prompt = np.array([sum(tokens for _, tokens in one) for one in segments])
     drawn = Schedule(
-        np.arange(n, dtype=float), prompt, np.ones(n, dtype=np.int64), segments=segments
+        np.arange(n, dtype=float),
+        prompt,
+        np.ones(n, dtype=np.int64),
+        segments=Segments.of(segments),
     )
     assert reusable_tokens(drawn) == 12 + 12 + 0 + 18
     assert reusable_tokens(Schedule(drawn.arrived_at_s, prompt, drawn.output_tokens)) == 0
