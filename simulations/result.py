@@ -63,8 +63,9 @@ class SimResult:
         e2e_p50_s,
             e2e_p99_s, slo_attainment (share of requests that meet every limit), gpu_hours (per 24
             h), cost_usd (per 24 h), replicas_mean, replicas_max, scale_events,
-            gpu_utilisation_mean, idle_share (ready replica time with nothing to do), unfinished
-            (share of requests).
+            gpu_utilisation_mean, idle_share (ready replica time with nothing to do), and shares of
+            requests: unfinished, failed (error, or died with a replica), rejected (503), aborted
+            (given up by the client). Latencies are of all but the failed and the rejected.
         per_seed: DataFrame, one row per seed, the same columns as metrics and `seed`.
         timeline: DataFrame of the first seed: t_s, offered_rps, replicas_ready, replicas_desired,
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.

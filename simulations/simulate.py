@@ -121,7 +121,7 @@ def _one_run(
         release=release,
     )
     timeline = fleet.run(report)
-    requests = request_frame(fleet.data.requests)
+    requests = request_frame(fleet.data.requests, asked_s=fleet.data.asked_s)
     counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
     if counted.empty:
         raise InputError(
@@ -130,7 +130,8 @@ def _one_run(
         )
     blast = None
     if release is not None:
-        blast = blast_radius(requests, fleet.rollout.progress, plan.slo, fleet.extra_gpu_hours())
+        served = requests.assign(version=fleet.data.requests["version"])
+        blast = blast_radius(served, fleet.rollout.progress, plan.slo, fleet.extra_gpu_hours())
     return _Run(
         metrics={"seed": seed, **_metrics(plan, fleet, counted, timeline)},
         timeline=timeline,
@@ -165,22 +166,28 @@ def _metrics(
         "scale_events": float(fleet.scale_events),
         "gpu_utilisation_mean": fleet.busy_s / up_s if up_s > 0 else 0.0,
         "idle_share": 1 - fleet.active_s / up_s if up_s > 0 else 0.0,
-        "unfinished": float(counted["end_s"].isna().mean()),
+        **{
+            name: float((counted["outcome"] == name).mean())
+            for name in ("unfinished", "failed", "rejected", "aborted")
+        },
     }
 
 
 def _with_age(requests: pd.DataFrame, now_s: float) -> pd.DataFrame:
-    """Unanswered requests with the time they have waited so far: at least that bad."""
-    age_s = now_s - requests["arrived_at_s"]
-    return requests.assign(
-        ttft_s=requests["ttft_s"].fillna(age_s), e2e_s=requests["e2e_s"].fillna(age_s)
-    )
+    """What was answered, and with the time that they waited those that were not: at least that bad.
+
+    Who got an error at once has no latency; the shares of those are metrics of their own.
+    """
+    waited = requests[~requests["outcome"].isin(["failed", "rejected"])]
+    until_s = waited["end_s"].fillna(now_s)
+    age_s = until_s - waited["arrived_at_s"]
+    return waited.assign(ttft_s=waited["ttft_s"].fillna(age_s), e2e_s=waited["e2e_s"].fillna(age_s))
 
 
 def _meets(requests: pd.DataFrame, slo: Slo) -> pd.Series[bool]:
     """Which requests were answered within every limit; a single token has no TPOT to break."""
-    met = requests["end_s"].notna()
+    met = requests["outcome"].isin(["answered", "cached"])
     for name, limit in slo.limits().items():
         latency_s = requests[name.replace("_p99", "")]
-        met &= (latency_s <= limit) | (latency_s.isna() & requests["end_s"].notna())
+        met &= (latency_s <= limit) | latency_s.isna()
     return met

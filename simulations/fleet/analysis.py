@@ -82,10 +82,10 @@ class Served:
         total_s = 0.0
         buckets = np.zeros(1, dtype=np.int64)
         for reading in readings:
-            answered += reading.finished  # type: ignore[attr-defined]
-            failed += reading.failed  # type: ignore[attr-defined]
+            answered += reading.finished
+            failed += reading.failed
             total_s += getattr(reading, f"{latency}_sum_s")
-            buckets = buckets + reading.histograms[latency]  # type: ignore[attr-defined]
+            buckets = buckets + reading.histograms[latency]
         return cls(answered, failed, total_s, buckets)
 
     def since(self, before: Self) -> Self:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from pydantic import Field, model_validator
 
+from serving.gateway.spec import Balancing
 from serving.manifests.kubernetes import PRE_STOP_S, SHUTDOWN_S
 from serving.values import Value
 from simulations.fleet.faults import Faults
 from simulations.fleet.nodes import NodePool
 
 _ROUNDING = 1e-9
-Balancing = Literal["least_outstanding", "round_robin", "two_choices", "prefix_hash"]
 
 
 class ReadinessProbe(Value):

@@ -17,6 +17,7 @@ import pandas as pd
 import simpy
 
 from serving.errors import InputError
+from serving.gateway.spec import GatewaySpec
 from serving.plan import Plan
 from simulations.control import Controller
 from simulations.engine import DataPlane, SchedulerOptions
@@ -46,7 +47,7 @@ class Fleet:
     behind them. The autoscaler sees the serving pods and those still starting on their behalf,
     never the spares.
 
-    Args:    release: a new version on its way; needs a data plane that knows versions.
+    Args:    release: a new version on its way.
              data: None is the engine twin.
     """
 
@@ -77,12 +78,14 @@ class Fleet:
         # Drawn whether or not they are used, so that every plan sees the same phases.
         self._sync_phase_s = rng.uniform(0, cluster.sync_period_s)
         self._scrape_phase_s = rng.uniform(0, cluster.scrape_interval_s)
-        self.data: Plane = _engine(plan, schedule, latency) if data is None else data
+        streams = Streams(rng)
+        if data is None:
+            data = _engine(plan, schedule, latency, cluster, release, streams)
+        self.data = data
         self.desired = self._initial()
         self._wanted_log = [(0.0, self.desired + plan.warm_spares)]
         self._env = env = simpy.Environment()
         self._news, self._applied = env.event(), env.event()
-        streams = Streams(rng)
         self._streams = streams
         self.nodes = Nodes(
             env,
@@ -285,7 +288,21 @@ class Fleet:
         return pd.DataFrame(self.pods.events, columns=["t_s", "event", "pod", "node"])
 
 
-def _engine(plan: Plan, schedule: Schedule, latency: LatencyModel) -> Any:
+def _engine(
+    plan: Plan,
+    schedule: Schedule,
+    latency: LatencyModel,
+    cluster: Cluster,
+    release: Release | None,
+    streams: Streams,
+) -> DataPlane:
     """The engine twin. A plan is judged by what its steps take, not by the machine's bad moments."""
-    options = SchedulerOptions.of(plan.engine, latency)
-    return DataPlane(schedule, latency, options, noise=False)
+    return DataPlane(
+        schedule,
+        latency,
+        SchedulerOptions.of(plan.engine, latency),
+        gateway=GatewaySpec(balancing=cluster.balancing),
+        histograms=release is not None,
+        noise=False,
+        seed=int(streams.of("gateway").integers(2**31)),
+    )

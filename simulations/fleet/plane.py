@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from simulations.engine import Reading
+from simulations.traffic import FloatArray
 
 
 class Plane(Protocol):
@@ -19,6 +20,11 @@ class Plane(Protocol):
     @property
     def requests(self) -> Any:
         """A record of every request."""
+        ...
+
+    @property
+    def asked_s(self) -> FloatArray:
+        """When each was sent first."""
         ...
 
     @property
@@ -46,7 +52,7 @@ class Plane(Protocol):
     def advance(
         self,
         until_s: float,
-        serving: list[int],
+        serving: Sequence[int],
         canary: Sequence[int] = (),
         canary_share: float = 0.0,
     ) -> None:

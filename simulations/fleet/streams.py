@@ -6,12 +6,13 @@ from typing import Literal, cast
 
 import numpy as np
 
-Source = Literal["crash", "node loss", "spot reclaim", "activation"]
+Source = Literal["crash", "node loss", "spot reclaim", "activation", "gateway"]
 _KEYS: dict[Source, int] = {
     "crash": 0,
     "node loss": 1,
     "spot reclaim": 2,
     "activation": 3,
+    "gateway": 4,
 }
 
 

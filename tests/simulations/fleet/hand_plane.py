@@ -22,16 +22,6 @@ def spread(number: int, salt: int) -> float:
     return (number * 2654435761 + salt * 40503) % 2**32 / 2**32
 
 
-@dataclass(frozen=True)
-class Shown(Reading):
-    """A reading with the counters that a release is judged by."""
-
-    finished: int = 0
-    failed: int = 0
-    tpot_sum_s: float = 0.0
-    histograms: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass
 class Replica:
     started_s: float
@@ -89,6 +79,10 @@ class HandPlane:
         )
 
     @property
+    def asked_s(self) -> Any:
+        return self._schedule.arrived_at_s
+
+    @property
     def at_gateway(self) -> int:
         return len(self._gateway)
 
@@ -97,13 +91,13 @@ class HandPlane:
         self._made += 1
         return self._made - 1
 
-    def remove(self, row: int) -> Shown:
+    def remove(self, row: int) -> Reading:
         assert self.outstanding(row) == 0
         last = self.read(row)
         del self._rows[row]
         return last
 
-    def fail(self, row: int) -> Shown:
+    def fail(self, row: int) -> Reading:
         last = self.read(row)
         gone = self._rows.pop(row)
         for i in (*gone.running, *gone.waiting):
@@ -116,9 +110,9 @@ class HandPlane:
     def quiet_until_s(self, row: int) -> float:
         return min(self._rows[row].running.values(), default=np.inf)
 
-    def read(self, row: int) -> Shown:
+    def read(self, row: int) -> Reading:
         r = self._rows[row]
-        return Shown(
+        return Reading(
             started_s=r.started_s,
             running=len(r.running),
             waiting=len(r.waiting),

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.hpa import REQUESTS_RUNNING, HpaSpec, pods_metric
+from simulations.engine import request_frame
 from simulations.fleet import (
     Analysis,
     BlueGreen,
     Canary,
     Cluster,
     Faults,
+    Fleet,
     NodePool,
     ReadinessProbe,
     Recreate,
@@ -29,8 +31,8 @@ from simulations.fleet import (
 from simulations.fleet.streams import Streams
 from simulations.traffic import Schedule
 from tests.simulations.fleet.hand_plane import HandPlane
-from tests.simulations.fleet.made import Script, even, fleet, when
-from tests.simulations.models import plan
+from tests.simulations.fleet.made import COLD, Script, even, fleet, when
+from tests.simulations.models import latency, plan, workload
 
 AUTOSCALED = plan(hpa=HpaSpec(max_replicas=9, metrics=(pods_metric(REQUESTS_RUNNING, 5),)))
 LASTS_S = 1500.0
@@ -128,6 +130,37 @@ def test_every_request_ends_once(
     assert 0 <= made.served_s() <= held_s + 1e-6
     in_nodes = sum(len(node.pods) for node in made.nodes.nodes)
     assert in_nodes == sum(pod.node is not None and pod.node.up for pod in made.pods.alive)
+
+
+@settings(max_examples=15, deadline=None)
+@given(clusters, st.one_of(st.none(), releases), asks, st.integers(0, 5))
+def test_the_engine_twin_loses_none_either(
+    cluster: Cluster,
+    release: Release | None,
+    asked: tuple[tuple[float, int], ...],
+    seed: int,
+) -> None:
+    made = Fleet(
+        AUTOSCALED,
+        workload(rate_rps=5, duration_s=LASTS_S, seed=seed).schedule(),
+        latency(cold_start=COLD),
+        cluster,
+        Script(*asked),
+        duration_s=LASTS_S,
+        rng=np.random.default_rng(seed),
+        release=release,
+    )
+    made.run()
+    ended = request_frame(made.data.requests)["outcome"].value_counts()
+    assert set(ended.index) <= {"answered", "failed", "unfinished"}
+    assert ended.get("unfinished", 0) == made.data.at_gateway
+    readings = [r for found in made.pods.retired.values() for r in found]
+    died = sum(made.pods.lost.values())
+    # The last readings of those that are left were taken before the grace.
+    errors = ended.get("failed", 0) - died
+    assert errors >= sum(r.failed for r in readings)
+    if release is None or release.error_share == 0:
+        assert errors == 0
 
 
 def troubled(seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
