@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from serving.plan import Slo
-from simulations.fleet.releases import NEW, Progress
+from simulations.fleet.releases import Progress
+from simulations.fleet.rollouts import NEW
 from simulations.result import BlastRadius
 
 

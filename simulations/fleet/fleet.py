@@ -10,7 +10,6 @@ they were scheduled. What is missing is replaced at the same time, after what to
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,9 +25,10 @@ from simulations.fleet.cluster import Activation, Cluster
 from simulations.fleet.faults import inject
 from simulations.fleet.nodes import Nodes, Process
 from simulations.fleet.plane import Plane
-from simulations.fleet.pods import Pod, Pods
-from simulations.fleet.releases import NEW, Rollout
-from simulations.fleet.rollouts import Release
+from simulations.fleet.pod import Pod
+from simulations.fleet.pods import Pods
+from simulations.fleet.releases import Rollout
+from simulations.fleet.rollouts import NEW, Release
 from simulations.fleet.streams import Streams
 from simulations.fleet.watch import Watch
 from simulations.latency import LatencyModel
@@ -103,7 +103,7 @@ class Fleet:
             streams,
             settle=self._settle,
             changed=self._changed,
-            traits=self._traits,
+            release=release,
         )
         self.watch = Watch(env, self.data, self.pods, delay_s=cluster.metrics_delay_s)
         self.rollout = Rollout(
@@ -122,15 +122,6 @@ class Fleet:
         assert self.plan.hpa is not None
         asked = self.cluster.initial_replicas
         return self.plan.hpa.min_replicas if asked is None else asked
-
-    def _traits(self, version: int) -> dict[str, Any]:
-        if version != NEW or self._release is None:
-            return {}
-        return {
-            "slowdown": self._release.slowdown,
-            "error_share": self._release.error_share,
-            "version": version,
-        }
 
     def run(self, on_progress: ShareDone | None = None) -> pd.DataFrame:
         """Run the traffic and the grace after it; the timeline, one row per scrape.

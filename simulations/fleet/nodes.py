@@ -19,7 +19,7 @@ from serving.values import Value
 from simulations.fleet.streams import Streams
 
 if TYPE_CHECKING:
-    from simulations.fleet.pods import Pod
+    from simulations.fleet.pod import Pod
 
 Process = Generator[simpy.Event, Any, None]
 

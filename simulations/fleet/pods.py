@@ -12,90 +12,22 @@ the process, at the same time but before all other events of that time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import simpy
 
-from simulations.control import PodStatus
 from simulations.engine import Reading
 from simulations.fleet.cluster import Cluster
 from simulations.fleet.faults import crash_loop
-from simulations.fleet.nodes import Node, Nodes, Process
+from simulations.fleet.nodes import Nodes, Process
 from simulations.fleet.plane import Plane
+from simulations.fleet.pod import Pod
+from simulations.fleet.rollouts import NEW, Release
 from simulations.fleet.streams import Streams
 from simulations.latency import ColdStart
 
 _DRAIN_LOOK_S = 1.0
-Hit = Literal["deleted", "crash", "OOM", "node lost"]
-
-
-@dataclass(eq=False)
-class Pod:
-    """One replica from its creation to its deletion."""
-
-    number: int
-    version: int
-    created_s: float
-    phase: Literal["Pending", "Running"] = "Pending"
-    node: Node | None = None
-    """Where it has its GPUs, which it keeps until it is gone."""
-    bound_s: float = np.inf
-    started_s: float | None = None
-    """When its container started, the first time."""
-    row: int = -1
-    """Its row in the data plane; -1 while it does not serve."""
-    ready: bool = False
-    """Its Ready condition; of a lost node it is behind the truth."""
-    ready_changed_s: float = 0.0
-    ready_s: float = np.inf
-    """Since when it has been serving."""
-    dying: bool = False
-    """Struck by what its process has yet to hear of: it dies once."""
-    deleted: bool = False
-    deadline_s: float = np.inf
-    """When what is left of a deleted pod is killed."""
-    gone_s: float = np.inf
-    restarts: int = 0
-    backoff_s: float = 0.0
-    restarted_s: float = -np.inf
-    served_before_s: float = 0.0
-    """Before its last restart."""
-    process: simpy.Process | None = field(default=None, repr=False)
-
-    def status(self) -> PodStatus:
-        """As the API server has it."""
-        return PodStatus(self.number, self.phase, self.ready, self.started_s, self.ready_changed_s)
-
-    @property
-    def loading(self) -> bool:
-        """Whether it runs and its server does not answer: it has GPUs that do nothing."""
-        return self.row < 0 and self.phase == "Running" and self.node is not None and self.node.up
-
-    def served_s(self, until_s: float) -> float:
-        return self.served_before_s + max(0.0, until_s - min(self.ready_s, until_s))
-
-    def crash(self, how: Literal["crash", "OOM"]) -> None:
-        """Its container dies; nothing where it does not serve."""
-        if self.row >= 0 and not self.deleted and not self.dying:
-            self.dying = True
-            self._hit(how)
-
-    def lose_node(self) -> None:
-        """Its node is gone, and it with it."""
-        self.dying = True
-        self._hit("node lost")
-
-    def delete(self, deadline_s: float = np.inf) -> None:
-        """It takes no more requests, and is killed at the deadline or at the end of its grace."""
-        self.deleted = True
-        self.deadline_s = min(self.deadline_s, deadline_s)
-        self._hit("deleted")
-
-    def _hit(self, how: Hit) -> None:
-        if self.process is not None and self.process.is_alive:
-            self.process.interrupt(how)
 
 
 class Pods:
@@ -103,7 +35,7 @@ class Pods:
 
     Args:    settle: moves the data plane on to now, before a replica is added or taken away.
              changed: told when a pod has become ready, has stopped serving or is gone.
-             traits: of the replicas of a version: arguments of `Plane.add`.
+             release: what is wrong with the replicas of the new version.
     """
 
     def __init__(
@@ -117,7 +49,7 @@ class Pods:
         *,
         settle: Callable[[], None],
         changed: Callable[[], None],
-        traits: Callable[[int], dict[str, Any]],
+        release: Release | None = None,
     ) -> None:
         self._env = env
         self._data = data
@@ -127,7 +59,7 @@ class Pods:
         self._streams = streams
         self._settle = settle
         self._changed = changed
-        self._traits = traits
+        self._release = release
         self._created = 0
         self.alive: list[Pod] = []
         self.gone: list[Pod] = []
@@ -242,8 +174,20 @@ class Pods:
 
     def _until_crash(self, pod: Pod) -> simpy.Event:
         rate = self._cluster.faults.crashes_per_pod_hour
+        if pod.version == NEW and self._release is not None:
+            rate += self._release.crashes_per_pod_hour
         lasts_s = self._streams.wait_s(rate, "crash", pod.number, pod.restarts)
         return self._env.timeout(lasts_s) if np.isfinite(lasts_s) else self._env.event()
+
+    def _traits(self, version: int) -> dict[str, Any]:
+        """Arguments of `Plane.add` for a replica of the version."""
+        if version != NEW or self._release is None:
+            return {}
+        return {
+            "slowdown": self._release.slowdown,
+            "error_share": self._release.error_share,
+            "version": version,
+        }
 
     def _serve(self, pod: Pod) -> None:
         self._settle()

@@ -11,11 +11,19 @@ import simpy
 
 from simulations.fleet.analysis import Analysis, Served, Verdict, judge
 from simulations.fleet.nodes import Process
+from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
-from simulations.fleet.rollouts import BlueGreen, Canary, Recreate, Release, RollingUpdate
+from simulations.fleet.rollouts import (
+    NEW,
+    OLD,
+    BlueGreen,
+    Canary,
+    Recreate,
+    Release,
+    RollingUpdate,
+)
 from simulations.result import Outcome
 
-OLD, NEW = 0, 1
 Stage = Literal["old", "recreate", "rolling", "canary", "beside", "new"]
 
 
@@ -222,10 +230,10 @@ class Rollout:
     def _canary_pods(self, strategy: Canary, share: float) -> Callable[[], int]:
         return lambda: strategy.pods(share, self._wanted()[1])
 
-    def _kept(self, version: int) -> list[Any]:
+    def _kept(self, version: int) -> list[Pod]:
         return self._pods.kept(version)
 
-    def _up(self, version: int) -> list[Any]:
+    def _up(self, version: int) -> list[Pod]:
         return self._pods.ready(version)
 
     def _alive(self, version: int) -> bool:

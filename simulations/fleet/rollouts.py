@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from serving.values import Value
 from simulations.fleet.analysis import Analysis
 
+OLD, NEW = 0, 1
+"""Versions of what is served."""
+
 Amount = Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(pattern=r"^\d+%$")]
 
 
@@ -20,7 +23,9 @@ class Recreate(Value):
 
 
 class RollingUpdate(Value):
-    """Replace pods some at a time; nobody looks at how the new ones do.
+    """Replace pods some at a time; nobody looks at how the new ones do once they are ready.
+
+    A minReadySeconds of 0, Kubernetes' default: a pod that is ready for a moment lets an old one go.
 
     Source:  apps/v1 Deployment, spec.strategy.rollingUpdate.
     """
@@ -130,6 +135,8 @@ class Release(Value):
     """Its steps take so many times as long."""
     error_share: float = Field(0.0, ge=0, le=1)
     """Of its requests that fail."""
+    crashes_per_pod_hour: float = Field(0.0, ge=0)
+    """Of its pods, beyond those of the cluster."""
     progress_deadline_s: float = Field(1800.0, gt=0)
     """Canary and blue-green go back where new pods are not ready by then; Kubernetes' own
     strategies only say so."""

@@ -8,7 +8,8 @@ import simpy
 
 from simulations.control import Observation
 from simulations.fleet.plane import Plane
-from simulations.fleet.pods import Pod, Pods
+from simulations.fleet.pod import Pod
+from simulations.fleet.pods import Pods
 from simulations.telemetry import Scrape, Telemetry
 
 

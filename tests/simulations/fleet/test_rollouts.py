@@ -38,7 +38,11 @@ def rolled(
     strategy: Any, *, rate_rps: float = 4.0, replicas: int = 4, **changes: Any
 ) -> tuple[Fleet, HandPlane, pd.DataFrame, BlastRadius]:
     """A release at 600 s of an hour; a request takes 1 s."""
-    release_fields = {k: changes.pop(k) for k in ("slowdown", "error_share") if k in changes}
+    release_fields = {
+        k: changes.pop(k)
+        for k in ("slowdown", "error_share", "crashes_per_pod_hour")
+        if k in changes
+    }
     made, data, timeline = fleet(
         even(rate_rps, 3600),
         a_plan=changes.pop("a_plan", plan(replicas=replicas, slo=SLO)),
@@ -282,6 +286,22 @@ def test_a_crash_during_a_rollout_is_replaced_in_its_version() -> None:
     )
     assert radius.outcome == "completed"
     assert (data.outcome != "unfinished").all()
+
+
+def test_a_version_that_crashes_takes_a_rolling_update_down_and_is_stopped_by_a_canary() -> None:
+    """Its pods live for 36 s on average. A pod that is ready for a moment lets an old one go, as with
+    a minReadySeconds of 0."""
+    surge_one = RollingUpdate(max_surge=1, max_unavailable=0)
+    fields = {"crashes_per_pod_hour": 100.0, "rate_rps": 8.0}
+    _, data, timeline, everybody = rolled(surge_one, **fields)
+    assert (data.outcome != "unfinished").all()
+    assert timeline["replicas_ready"].iloc[-20:].mean() < 3
+    made, data, timeline, few = rolled(Canary(share=0.2, steps=(), analysis=QUICK), **fields)
+    assert few.outcome == "rolled back"
+    assert timeline["replicas_ready"].min() == 4
+    assert {pod.version for pod in made.pods.alive} == {0}
+    assert 3 * few.touched < everybody.touched
+    assert 0 < few.failed < everybody.failed
 
 
 def test_what_was_held_beyond_the_wanted_by_hand() -> None:
