@@ -66,10 +66,9 @@ def floor_outside(steps: Steps) -> Predict:
 
 
 def knee(steps: Steps) -> Predict:
-    """base + per sequence + max(floor, tokens) + KV + attention: what `fit` fits."""
+    """base + per sequence + max(floor, tokens) + KV + attention + prefill: what `fit` fits."""
     both = bool(steps.server.any() and (~steps.server).any())
-    columns = tuple(column != r.SERVER or both for column in range(6))
-    return r.choose(steps, columns, (), np.random.default_rng(1)).predict
+    return r.choose(steps, (), np.random.default_rng(1), mixed=both).predict
 
 
 FORMS = {"a + b x batch": batch_only, "max(floor, linear)": floor_outside, "knee": knee}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from serving.gateway.spec import GatewaySpec
 from serving.hpa import HpaSpec
 from serving.values import Estimate, Value
 
@@ -191,6 +192,7 @@ class Plan(Value):
     hpa: HpaSpec | None = None
     warm_spares: int = Field(0, ge=0)
     """Replicas kept ready beyond what the autoscaler asks for."""
+    gateway: GatewaySpec = GatewaySpec()
     gpus_per_replica: int = Field(1, ge=1)
     gpu_usd_per_hour: float = Field(2.5, gt=0)
 

@@ -15,6 +15,7 @@ from simulations.simulate import simulate
 from simulations.traffic import Constant, Schedule, Workload
 
 _PROBE_REQUESTS = 10_000
+_SATURATED_REQUESTS = 2_000
 _SLOWEST_RPS = 1e-3
 _FASTEST_RPS = 1e6
 _WINDOW_S = 60.0
@@ -54,6 +55,20 @@ def capacity_rps(
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
     return low
+
+
+def saturation_rps(workload: Workload, latency: LatencyModel, engine: EngineArgs) -> float:
+    """Requests a second that one replica answers while it always has more waiting than it can run.
+
+    Beyond this rate the queue grows for as long as the load lasts. Lengths are as the workload draws
+    them; counted is the middle half of the answers, while the batch is full.
+    """
+    n = max(_SATURATED_REQUESTS, 20 * engine.max_num_seqs)
+    drawn = workload.at(arrivals=Constant(rate_rps=1.0), duration_s=float(n), warmup_s=0).schedule()
+    waiting = Schedule(np.zeros(len(drawn)), drawn.prompt_tokens, drawn.output_tokens)
+    ends_s = np.sort(simulate_replica(waiting, latency, engine)["end_s"].to_numpy())
+    first, last = len(ends_s) // 4, 3 * len(ends_s) // 4
+    return float((last - first) / (ends_s[last] - ends_s[first]))
 
 
 def clairvoyant_bound(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
+from pydantic import Field
 
 from serving.values import Estimate, Value, doubted_html
 from simulations.traffic import Workload
@@ -23,8 +24,10 @@ class Prediction(Value):
     tolerance_p50: float = 0.25
     """Largest relative error that still counts as kept, for medians and throughput."""
     tolerance_p99: float = 0.5
+    of_model: dict[str, float] = Field(default_factory=dict)
+    """Which share of each interval's square is the latency model's uncertainty: 0 to 1."""
     doubts: tuple[str, ...] = ()
-    """Those of the latency model."""
+    """Those of the latency model, and of its use beyond what it was fitted to."""
 
 
 class BlastRadius(Value):
@@ -71,7 +74,9 @@ class SimResult:
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
         alerts: DataFrame: alert, seed, started_at_s, ended_at_s.
         keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
-        doubts: those of the latency model.
+        doubts: those of the latency model, and of its use beyond what it was fitted to.
+        of_model: {name: share of the interval's square that is the model's uncertainty, 0 to 1}; empty
+            where it was not asked for.
         events: DataFrame of the first seed: t_s, event (ready, deleted, terminated, gone, crash,
             OOM, node lost), pod, node.
         blast_radius: of the release, per seed; () without one.
@@ -84,12 +89,17 @@ class SimResult:
     alerts: pd.DataFrame
     keeps_slo: bool
     doubts: tuple[str, ...] = ()
+    of_model: dict[str, float] = field(default_factory=dict)
     events: pd.DataFrame = field(default_factory=pd.DataFrame)
     blast_radius: tuple[BlastRadius, ...] = ()
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame(
-            [{"metric": name, **e.model_dump()} for name, e in self.metrics.items()]
+            [
+                {"metric": name, **e.model_dump()}
+                | ({"of which model": self.of_model[name]} if name in self.of_model else {})
+                for name, e in self.metrics.items()
+            ]
         ).to_html(index=False, float_format="{:.4g}".format)
         verdict = "keeps the SLO" if self.keeps_slo else "breaks the SLO"
         return f"<b>{self.plan_name}</b> {verdict}{doubted_html(self.doubts)}{table}"

@@ -15,8 +15,10 @@ from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet, Release, blast_radius
 from simulations.latency import LatencyModel
+from simulations.limits import check_range
 from simulations.result import BlastRadius, SimResult
 from simulations.traffic import ClosedLoop, Workload
+from simulations.uncertainty import with_draws
 
 OnProgress = Callable[[str, float], None]
 _DAY_S = 86_400.0
@@ -32,6 +34,8 @@ def simulate(
     seeds: Sequence[int] = (0, 1, 2),
     cluster: Cluster | None = None,
     release: Release | None = None,
+    draws: int = 0,
+    force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SimResult:
     """Run a plan through a workload once per seed.
@@ -44,9 +48,13 @@ def simulate(
     Args:    latency: of the plan's variant, on one replica.
              cluster: None is `Cluster()`.
              release: a new version that is rolled out meanwhile; its blast radius is reported.
+             draws: so many of the model's draws are simulated too, with the first seed, for the part of
+                 the intervals that is the model's.
+             force: go beyond what the model was fitted to, and say so.
     Returns: SimResult. Utilisation, KV usage and shares are 0 to 1.
     Raises:  InputError: a closed-loop workload, no seeds, no requests, or requests that the engine
-             refuses.
+                 refuses.
+             ExtrapolationError: steps far outside what the model was fitted to.
     """
     cluster = Cluster() if cluster is None else cluster
     if isinstance(workload.arrivals, ClosedLoop):
@@ -56,20 +64,33 @@ def simulate(
         )
     if len(seeds) == 0:
         raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
-    runs: list[_Run] = []
-    for position, seed in enumerate(seeds):
+    beyond = check_range(latency, plan.engine, workload, force=force)
+    models = [latency.draw(i) for i in range(min(draws, len(latency.draws)))]
+    asked = [(latency, seed, f"seed {seed}") for seed in seeds]
+    asked += [(model, seeds[0], f"draw {i}") for i, model in enumerate(models)]
+    done: list[_Run] = []
+    for model, seed, doing in asked:
 
-        def report(share: float, position: int = position, seed: int = seed) -> None:
+        def tell(share: float, doing: str = doing) -> None:
             if on_progress is not None:
-                on_progress(f"{plan.name}, seed {seed}", (position + share) / len(seeds))
+                on_progress(f"{plan.name}, {doing}", (len(done) + share) / len(asked))
 
-        runs.append(_one_run(plan, workload, latency, cluster, release, seed, report))
-    per_seed = pd.DataFrame([run.metrics for run in runs]).astype({"seed": int})
+        done.append(_one_run(plan, workload, model, cluster, release, seed, tell))
+    return _result(plan, seeds, done, (*latency.doubts, *beyond))
+
+
+def _result(
+    plan: Plan, seeds: Sequence[int], done: Sequence[_Run], doubts: tuple[str, ...]
+) -> SimResult:
+    """What runs of the seeds, and after them of draws of the model, come to."""
+    runs, drawn = done[: len(seeds)], done[len(seeds) :]
+    per_seed = pd.DataFrame([{"seed": s, **r.metrics} for s, r in zip(seeds, runs, strict=True)])
     metrics = {
         name: estimate(per_seed[name].tolist())
         for name in per_seed.columns
         if name != "seed" and per_seed[name].notna().all()
     }
+    metrics, of_model = with_draws(metrics, [run.metrics for run in drawn])
     fired = pd.concat([run.alerts for run in runs], ignore_index=True)
     return SimResult(
         plan_name=plan.name,
@@ -81,7 +102,8 @@ def simulate(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
         ),
-        doubts=latency.doubts,
+        doubts=doubts,
+        of_model=of_model,
         events=runs[0].events,
         blast_radius=tuple(run.blast for run in runs if run.blast is not None),
     )
@@ -133,7 +155,7 @@ def _one_run(
         served = requests.assign(version=fleet.data.requests["version"])
         blast = blast_radius(served, fleet.rollout.progress, plan.slo, fleet.extra_gpu_hours())
     return _Run(
-        metrics={"seed": seed, **_metrics(plan, fleet, counted, timeline)},
+        metrics=_metrics(plan, fleet, counted, timeline),
         timeline=timeline,
         alerts=alerts(requests, timeline, workload.duration_s).assign(seed=seed),
         events=fleet.events(),

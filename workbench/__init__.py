@@ -25,6 +25,8 @@ _HOME = {
     "simulate": "simulations.simulate",
     "tune": "workbench.tune",
     "export": "workbench.export",
+    "fidelity": "workbench.fidelity",
+    "predict": "simulations.predict",
     "verify": "workbench.verify",
     "report": "workbench.report",
     # values
@@ -33,6 +35,8 @@ _HOME = {
     "Candidate": "workbench.tune",
     "Cluster": "simulations.fleet",
     "EngineArgs": "serving.plan",
+    "Fidelity": "workbench.fidelity",
+    "FidelityStudy": "workbench.fidelity",
     "LatencyModel": "simulations.latency",
     "Measurement": "workbench.measure",
     "Payoff": "workbench.payoff",

@@ -10,7 +10,7 @@ from simulations.latency import LatencyModel
 from simulations.traffic import Fixed
 from workbench.compress import compress
 from workbench.export import Evidence, export
-from workbench.fit import check_range, fit
+from workbench.fit import fit
 from workbench.measure import Measurement, frame, sweep_batches, sweep_rates
 from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
@@ -25,6 +25,8 @@ _SHIPPABLE = SearchSpace(warm_spares=(0,), tolerance=(0.1,))
 
 
 _LEAST_REQUESTS = 30
+_DRAWS = 5
+"""Days that are simulated with other coefficients: enough to say how much of an interval is theirs."""
 
 
 def _list(folder: Path, names: list[str]) -> None:
@@ -145,13 +147,13 @@ def _simulate(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None
     plan = results.article_plan()
     day = results.settings.day(results.peak_rps())
     model = results.latency_models()[plan.variant.name]
-    if not results.settings.force:
-        check_range(model, plan.engine, day)
     result = simulate(
         plan,
         day,
         model,
         seeds=results.settings.tune_seeds,
+        draws=_DRAWS,
+        force=results.settings.force,
         on_progress=on_progress,
     )
     day_table(result, plan).to_parquet(folder / "day.parquet")

@@ -103,6 +103,7 @@ def latency_table(models: list[LatencyModel]) -> pd.DataFrame:
                 "floor_us": model.floor_s * 1e6,
                 "per_token_us": model.per_token_s * 1e6,
                 "per_kv_token_us": model.per_kv_token_s * 1e6,
+                "prefill_step_us": model.prefill_step_s * 1e6,
                 **{f"heldout_{key}": error.value for key, error in model.heldout_error.items()},
                 **_worst(model),
             }
@@ -134,7 +135,7 @@ def fleet_table(tuning: Tuning) -> pd.DataFrame:
 
 
 def day_table(result: SimResult, plan: Plan) -> pd.DataFrame:
-    """A simulated day as rows of metric, value and interval, the limits beside them."""
+    """A simulated day as rows of metric, value, interval (and how much of it is the model's), limit."""
     limits = plan.slo.limits()
     return pd.DataFrame(
         [
@@ -144,6 +145,7 @@ def day_table(result: SimResult, plan: Plan) -> pd.DataFrame:
                 "value": estimate.value,
                 "low": estimate.low,
                 "high": estimate.high,
+                "of_model": result.of_model.get(name, float("nan")),
                 "limit": limits.get(name, float("nan")),
             }
             for name, estimate in result.metrics.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from serving.errors import BundleError, InputError, MeasurementError
 from serving.plan import Variant
 from serving.values import doubted_html
 from simulations.result import Prediction
+from workbench.agreement import compare
 from workbench.export import MODEL, check
 from workbench.measure import Engine, Measurement, measure
 from workbench.measure.points import part
@@ -28,8 +28,7 @@ class Verification:
     """Whether the prediction was true.
 
     Attributes:
-        rows: metric, predicted, low, high, measured, relative_error (measured over predicted, less one),
-            tolerance, holds; one row per metric.
+        rows: one per metric, as `agreement.compare` has them.
         holds: whether all rows do.
         measurement: the first replay, where it is at hand.
         doubts: those of the prediction.
@@ -145,27 +144,14 @@ def _trusted(replay: Callable[[int, int], Measurement], repeat: int, attempts: i
 
 def _compare(prediction: Prediction, replays: Sequence[Measurement]) -> pd.DataFrame:
     found = pd.DataFrame([replay.summary() for replay in replays])
-    rows = []
-    for metric, estimate in prediction.metrics.items():
+    for metric in prediction.metrics:
         if metric not in found:
             raise BundleError(
                 f"prediction.json names {metric!r}, which no measurement has",
                 remedy=f"Predict any of {', '.join(map(str, found.columns))}.",
             )
-        measured = float(found[metric].median(skipna=False))
-        error = measured / estimate.value - 1 if estimate.value > 0 else inf
-        tail = "_p99_" in metric
-        tolerance = prediction.tolerance_p99 if tail else prediction.tolerance_p50
-        rows.append(
-            {
-                "metric": metric,
-                "predicted": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "measured": measured,
-                "relative_error": error,
-                "tolerance": tolerance,
-                "holds": isfinite(error) and abs(error) <= tolerance,
-            }
-        )
-    return pd.DataFrame(rows)
+
+    def tolerated(metric: str) -> float:
+        return prediction.tolerance_p99 if "_p99_" in metric else prediction.tolerance_p50
+
+    return compare(prediction.metrics, found, tolerated)

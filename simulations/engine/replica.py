@@ -10,13 +10,12 @@ import pandas as pd
 from scipy import stats
 
 from serving.errors import InputError
-from serving.plan import EngineArgs, Plan
+from serving.plan import EngineArgs
 from serving.values import Estimate
 from simulations.engine._state import NEVER, Records
 from simulations.engine.dataplane import DataPlane
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
-from simulations.result import Prediction
 from simulations.traffic import ClosedLoop, Schedule, Workload
 
 COLUMNS = ("ttft", "tpot", "e2e")
@@ -188,35 +187,3 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(array) > 1:
         half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(array))
-
-
-def predict(
-    plan: Plan, latency: LatencyModel, workload: Workload, *, seeds: Sequence[int] = (0, 1, 2)
-) -> Prediction:
-    """What one replica of the plan will show under a workload: the claim that verify tests.
-
-    Percentiles are over requests sent after the warm-up; throughput is their output tokens over
-    the time from the first of them sent to the last answered, as `vllm bench serve` has it.
-
-    Raises:  InputError: no seeds, or nothing is sent after the warm-up.
-    """
-    if not seeds:
-        raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
-    per_seed: list[dict[str, float]] = []
-    for seed in seeds:
-        requests = simulate_workload(workload, latency, plan.engine, seed=seed)
-        counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
-        if counted.empty:
-            raise InputError(
-                f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {seed}",
-                remedy="Lengthen duration_s or raise the rate.",
-            )
-        lasted_s = counted["end_s"].max() - counted["arrived_at_s"].min()
-        tokens_per_s = float(counted["output_tokens"].sum() / lasted_s)
-        per_seed.append({**percentiles(counted), "output_tokens_per_s": tokens_per_s})
-    metrics = {
-        name: estimate([row[name] for row in per_seed])
-        for name in per_seed[0]
-        if not np.isnan(per_seed[0][name])
-    }
-    return Prediction(workload=workload, metrics=metrics, doubts=latency.doubts)

@@ -6,7 +6,6 @@ import math
 
 from pydantic import Field, model_validator
 
-from serving.gateway.spec import Balancing
 from serving.manifests.kubernetes import PRE_STOP_S, SHUTDOWN_S
 from serving.values import Value
 from simulations.fleet.faults import Faults
@@ -78,8 +77,6 @@ class Cluster(Value):
     activation: Activation | None = None
     """Scale to zero of a plan with an autoscaler; None leaves it to the autoscaler."""
     faults: Faults = Faults()
-    balancing: Balancing = "least_outstanding"
-    """How the gateway chooses a replica."""
     initial_replicas: int | None = Field(None, ge=0)
     """Replicas ready at the start under an autoscaler; None is its minimum."""
     grace_s: float = Field(600.0, ge=0)

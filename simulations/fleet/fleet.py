@@ -16,7 +16,6 @@ import pandas as pd
 import simpy
 
 from serving.errors import InputError
-from serving.gateway.spec import GatewaySpec
 from serving.plan import Plan
 from simulations.control import Controller
 from simulations.engine import DataPlane, SchedulerOptions
@@ -80,7 +79,7 @@ class Fleet:
         self._scrape_phase_s = rng.uniform(0, cluster.scrape_interval_s)
         streams = Streams(rng)
         if data is None:
-            data = _engine(plan, schedule, latency, cluster, release, streams)
+            data = _engine(plan, schedule, latency, release, streams)
         self.data = data
         self.desired = self._initial()
         self._wanted_log = [(0.0, self.desired + plan.warm_spares)]
@@ -283,7 +282,6 @@ def _engine(
     plan: Plan,
     schedule: Schedule,
     latency: LatencyModel,
-    cluster: Cluster,
     release: Release | None,
     streams: Streams,
 ) -> DataPlane:
@@ -292,7 +290,7 @@ def _engine(
         schedule,
         latency,
         SchedulerOptions.of(plan.engine, latency),
-        gateway=GatewaySpec(balancing=cluster.balancing),
+        gateway=plan.gateway,
         histograms=release is not None,
         noise=False,
         seed=int(streams.of("gateway").integers(2**31)),

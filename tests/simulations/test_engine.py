@@ -10,11 +10,9 @@ from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs
-from serving.values import Estimate
 from simulations.engine import (
     SchedulerOptions,
     estimate,
-    predict,
     simulate_replica,
     simulate_workload,
     trace_replica,
@@ -22,7 +20,7 @@ from simulations.engine import (
 from simulations.engine.reference import reference_replica
 from simulations.traffic import ClosedLoop, Fixed, Poisson, Schedule, Segments
 from tests.simulations.engine_cases import Case, cases
-from tests.simulations.models import ENGINE, latency, plan, workload
+from tests.simulations.models import ENGINE, latency, workload
 
 
 def schedule(seed: int, n: int, rate_rps: float, longest: int) -> Schedule:
@@ -260,23 +258,6 @@ def test_more_load_never_lowers_mean_latency() -> None:
         means.append(simulate_replica(squeezed, latency(), ENGINE)["e2e_s"].mean())
     assert means == sorted(means)
     assert means[-1] > 1.2 * means[0]
-
-
-def test_predict_counts_after_the_warm_up_and_narrows_with_seeds() -> None:
-    load = workload(rate_rps=8, duration_s=400, warmup_s=100)
-    few = predict(plan(), latency(), load, seeds=range(3))
-    many = predict(plan(), latency(), load, seeds=range(12))
-    assert set(few.metrics) == {
-        *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
-        "output_tokens_per_s",
-    }
-    assert _width(many.metrics["e2e_p50_s"]) < _width(few.metrics["e2e_p50_s"])
-    offered = 8 * np.mean(load.output_tokens.draw(10**5, np.random.default_rng(0)))
-    assert many.metrics["output_tokens_per_s"].value == pytest.approx(offered, rel=0.1)
-
-
-def _width(found: Estimate) -> float:
-    return found.high - found.low
 
 
 @pytest.mark.parametrize(

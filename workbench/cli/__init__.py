@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import compressing, measuring, payoff, questions, runs, stages
+from workbench.cli import compressing, fidelity, measuring, payoff, questions, runs, stages
 from workbench.cli.common import guarded
 
 __all__ = ["app", "guarded", "main"]
@@ -25,6 +25,7 @@ app.add_typer(stages.app)
 app.add_typer(compressing.app, name="compress")
 app.add_typer(measuring.app)
 app.add_typer(questions.app)
+app.add_typer(fidelity.app)
 app.add_typer(payoff.app)
 app.add_typer(runs.app)
 

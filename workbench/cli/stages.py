@@ -49,7 +49,13 @@ app.add_typer(model_app, name="model")
 
 
 def _simulate_plan(
-    workdir: Path, settings: Settings, path: Path, latency: Path | None, *, as_json: bool
+    workdir: Path,
+    settings: Settings,
+    path: Path,
+    latency: Path | None,
+    draws: int,
+    *,
+    as_json: bool,
 ) -> None:
     """Simulate the day of these settings under somebody's plan, on a fitted model or on one given."""
     from serving.plan import Plan
@@ -58,7 +64,6 @@ def _simulate_plan(
     plan = Plan.read(path)
     pipeline = open_pipeline(workdir, settings)
     from simulations.simulate import simulate as simulate_day
-    from workbench.fit import check_range
     from workbench.results import Results, peak_of
     from workbench.tables import day_table
 
@@ -76,10 +81,16 @@ def _simulate_plan(
             )
         model, peak_rps = models[plan.variant.name], results.peak_rps()
     day = settings.day(peak_rps)
-    if not settings.force:
-        check_range(model, plan.engine, day)
     with display(pipeline.workdir, f"Simulate {plan.name}", as_json=as_json) as on_progress:
-        result = simulate_day(plan, day, model, seeds=settings.tune_seeds, on_progress=on_progress)
+        result = simulate_day(
+            plan,
+            day,
+            model,
+            seeds=settings.tune_seeds,
+            draws=draws,
+            force=settings.force,
+            on_progress=on_progress,
+        )
     show(day_table(result, plan), as_json=as_json)
     tell_doubts(result.doubts, "rests on what cannot be trusted")
 
@@ -203,6 +214,13 @@ def simulate(
     latency: Annotated[
         Path | None, typer.Option(help="With --plan: a latency model instead of the fitted one.")
     ] = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --plan: days with other coefficients that fit as well, for the intervals.",
+        ),
+    ] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -211,7 +229,7 @@ def simulate(
         workdir, peak_rps=peak_rps, ttft_p99_s=ttft_p99, tpot_p99_s=tpot_p99, e2e_p99_s=e2e_p99
     )
     if plan is not None:
-        _simulate_plan(workdir, settings, plan, latency, as_json=as_json)
+        _simulate_plan(workdir, settings, plan, latency, draws, as_json=as_json)
     elif latency is not None:
         raise InputError(f"--latency(={str(latency)!r}) needs --plan", remedy="Give a plan.json.")
     else:

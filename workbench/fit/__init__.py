@@ -2,7 +2,6 @@
 
 from workbench.fit.device import DeviceCard, Efficiency, assume, card_of
 from workbench.fit.explain import check
-from workbench.fit.limits import check_range, fitted_max_num_seqs
 from workbench.fit.model import fit
 
 __all__ = [
@@ -11,7 +10,5 @@ __all__ = [
     "assume",
     "card_of",
     "check",
-    "check_range",
     "fit",
-    "fitted_max_num_seqs",
 ]

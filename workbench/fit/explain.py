@@ -10,7 +10,8 @@ import pandas as pd
 from simulations.latency import LatencyModel
 
 TERMS = ("host", "weights", "compute", "kv", "attention")
-"""Host: per step, per sequence and between steps. Weights or compute: the two sides of the knee."""
+"""Host: per step, with prefill more, per sequence and between steps. Weights or compute: the two sides
+of the knee."""
 _BOUND = {
     "host": "host-bound",
     "weights": "memory-bound (weights)",
@@ -86,6 +87,7 @@ def _row(model: LatencyModel, region: _Region) -> dict[str, float | str]:
     step_s = float(model.step_time_s(tokens, region.decode_seqs, region.kv_tokens, attention, seqs))
     whole_s = max(step_s + model.step_overhead_s, 1e-12)
     host_s = model.base_s + model.per_seq_s * (region.decode_seqs + seqs) + model.step_overhead_s
+    host_s += model.prefill_step_s * (tokens > 0)
     kv_s = model.per_kv_token_s * region.kv_tokens
     attention_s = model.per_prefill_attention_s * attention
     matrices_s = whole_s - host_s - kv_s - attention_s

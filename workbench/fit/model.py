@@ -66,8 +66,7 @@ def fit(
     alike = check_shapes(steps, measurements, force=force)
     train, unseen = steps.where(~steps.held_out), steps.where(steps.held_out)
     mixed = bool(min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE)
-    columns = tuple(column != r.SERVER or mixed for column in range(6))
-    fitted = r.choose(train, columns, captured_sizes(measurements), streams[1])
+    fitted = r.choose(train, captured_sizes(measurements), streams[1], mixed=mixed)
     served = [m for m in measurements if m.mode == "server"]
     borrowed = overheads_from if not served else None
     between_s = gap_s(served or measurements)
@@ -136,6 +135,7 @@ def _coefficients(fitted: r.Fitted, between_s: float, overhead_s: float | None) 
         per_token_s=found[r.TOKENS],
         per_kv_token_s=found[r.KV],
         per_prefill_attention_s=found[r.ATTENTION],
+        prefill_step_s=found[r.PREFILL_STEP],
         step_overhead_s=found[r.SERVER] + between_s if overhead_s is None else overhead_s,
     )
 

@@ -15,8 +15,8 @@ Source:  Lawson and Hanson 1974 (NNLS); Holland and Welsch 1977 (iteratively rew
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -25,14 +25,15 @@ from simulations.latency import padded
 from workbench.fit import steps as terms_of
 from workbench.fit.steps import BoolArray, FloatArray, IntArray, Steps
 
-BASE, SEQS, TOKENS, KV, ATTENTION, SERVER = range(6)
-"""Coefficients: those of `Steps.terms`, with one for tokens of either kind."""
+BASE, SEQS, TOKENS, KV, ATTENTION, PREFILL_STEP, SERVER = range(7)
+"""Coefficients: as `Steps.terms`, one for tokens of either kind and one for any prefill at all."""
 _TERMS = (
     terms_of.BASE,
     terms_of.SEQS,
     terms_of.PREFILL,
     terms_of.KV,
     terms_of.ATTENTION,
+    terms_of.PREFILL,
     terms_of.SERVER,
 )
 _LAD_ROUNDS = 15
@@ -54,9 +55,14 @@ _FOLDS = 4
 class Form:
     """Which terms there are: a flag for each coefficient, a knee, sizes that are padded to."""
 
-    columns: tuple[bool, ...] = (True,) * 6
+    columns: tuple[bool, ...] = (True,) * len(_TERMS)
     knee: bool = False
     pad_to_tokens: tuple[int, ...] = ()
+
+    def having(self, *terms: int) -> Form:
+        """The same with more terms."""
+        more = tuple(had or column in terms for column, had in enumerate(self.columns))
+        return replace(self, columns=more)
 
 
 @dataclass(frozen=True)
@@ -127,31 +133,29 @@ def _near(fitted: Fitted, steps: Steps, rows: Rows) -> Fitted:
 
 
 def choose(
-    steps: Steps,
-    columns: tuple[bool, ...],
-    sizes: tuple[int, ...],
-    rng: np.random.Generator,
+    steps: Steps, sizes: tuple[int, ...], rng: np.random.Generator, *, mixed: bool
 ) -> Fitted:
-    """Fit with or without knee, prefill attention and padding, as cross-validation over blocks decides.
+    """Fit with or without the optional terms, as cross-validation over blocks decides.
 
-    A term must lower the error on unseen blocks by 2 % to be kept: one that the data do not
-    support would only take a share of what another term explains.
+    Optional are knee, prefill attention, the constant of a step with prefill, and padding: each must
+    lower the error on unseen blocks by 2 %, or it would only take a share of what another explains.
 
-    Args:    columns: which coefficients there may be.
-             sizes: that the engine may round a step's tokens up to; () where it does not.
+    Args:    sizes: that the engine may round a step's tokens up to; () where it does not.
+             mixed: of offline and server steps, whose difference is a term of its own.
     """
     folds = _folds(steps.block, rng)
-    best = Form((*columns[:ATTENTION], False, *columns[ATTENTION + 1 :]))
+    best = Form((False,) * len(_TERMS)).having(BASE, SEQS, TOKENS, KV, *([SERVER] * mixed))
     best_error = _validated(steps, best, folds)
-    # The knee once more behind the attention: it may show only beside it.
-    changes: tuple[dict[str, Any], ...] = (
-        {"knee": True},
-        {"columns": columns},
-        {"knee": True},
-        {"pad_to_tokens": sizes},
+    # The knee once more behind what prefills cost: it may show only beside it.
+    changes: tuple[Callable[[Form], Form], ...] = (
+        lambda form: replace(form, knee=True),
+        lambda form: form.having(ATTENTION),
+        lambda form: form.having(PREFILL_STEP),
+        lambda form: replace(form, knee=True),
+        lambda form: replace(form, pad_to_tokens=sizes),
     )
     for change in changes:
-        candidate = replace(best, **change)
+        candidate = change(best)
         if candidate == best:
             continue
         error = _validated(steps, candidate, folds)
@@ -179,10 +183,11 @@ def rows_of(steps: Steps) -> Rows:
 
 
 def _design(steps: Steps, form: Form, knee: float) -> FloatArray:
-    """(spells, 6): the terms, summed over the steps of each spell."""
+    """(spells, 7): the terms, summed over the steps of each spell."""
     terms = steps.terms[:, _TERMS].copy()
     prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
     terms[:, TOKENS] = np.maximum(knee, padded(prefill, decode, form.pad_to_tokens))
+    terms[:, PREFILL_STEP] = prefill > 0
     return steps.summed(terms)
 
 

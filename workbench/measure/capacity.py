@@ -141,7 +141,7 @@ def capacity(
     doubts: list[str] = []
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        engine = _lazily(stack, variant, engine_args, start, folder)
+        engine = lazily(stack, variant, engine_args, start, folder)
         while (rate_rps := search.next_rps()) is not None and len(rows) < max_runs:
             known = search.rates.setdefault(rate_rps, _Rate())
             k = sum(row["rate_rps"] == rate_rps for row in rows)
@@ -316,7 +316,7 @@ def _forced(measured: Measurement, force: bool) -> list[str]:
     return reasons
 
 
-def _lazily(
+def lazily(
     stack: ExitStack, variant: Variant, engine_args: EngineArgs, start: StartEngine, folder: Path
 ) -> Callable[[], Engine]:
     """The engine, started when it is first asked for."""

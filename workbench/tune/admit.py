@@ -10,8 +10,8 @@ import numpy as np
 from serving.errors import ExtrapolationError, InfeasibleError
 from serving.plan import EngineArgs, Slo, Variant
 from simulations.bounds import capacity_rps
+from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import Workload
-from workbench.fit import check_range, fitted_max_num_seqs
 from workbench.tune.space import Candidate, SearchSpace
 
 _MINUTE_S = 60.0

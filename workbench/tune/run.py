@@ -8,8 +8,8 @@ from pathlib import Path
 
 from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Plan, Slo
-from simulations.engine import predict
 from simulations.fleet import Cluster
+from simulations.predict import predict
 from simulations.result import SimResult
 from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import InputError
-from simulations.engine import predict
+from simulations.predict import predict
 from simulations.traffic import (
     Empirical,
     Fixed,

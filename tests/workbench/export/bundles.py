@@ -9,8 +9,8 @@ from typing import Any
 from serving.hpa import REQUESTS_RUNNING, HpaSpec, pods_metric
 from serving.plan import EngineArgs, Plan, Slo, Variant
 from serving.values import Estimate
-from simulations.engine import predict
 from simulations.latency import ColdStart, FittedRange, LatencyModel
+from simulations.predict import predict
 from simulations.result import Prediction
 from simulations.traffic import Fixed, Poisson, Workload
 from workbench.export import Evidence

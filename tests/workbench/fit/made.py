@@ -31,6 +31,7 @@ def steps(
     outliers: float = 0.02,
     floor_s: float = 0.0,
     attention_s: float = 0.0,
+    prefill_step_s: float = 0.0,
     gap_s: float = 0.0,
     pad_to_tokens: tuple[int, ...] = (),
 ) -> pd.DataFrame:
@@ -42,7 +43,10 @@ def steps(
     prefill = requests * rng.integers(16, 300, n)
     attention = prefill * (prefill / np.maximum(requests, 1) + 1) / 2
     true = latency_model(
-        floor_s=floor_s, per_prefill_attention_s=attention_s, pad_to_tokens=pad_to_tokens
+        floor_s=floor_s,
+        per_prefill_attention_s=attention_s,
+        prefill_step_s=prefill_step_s,
+        pad_to_tokens=pad_to_tokens,
     )
     exact = true.step_time_s(prefill, decode, kv, attention, requests)
     took = exact * np.exp(rng.normal(0, noise, n))

@@ -9,7 +9,8 @@ import pytest
 
 from serving.errors import InputError
 from serving.plan import EngineArgs
-from workbench.fit import check_range, fit
+from simulations.limits import check_range
+from workbench.fit import fit
 from workbench.fit.device import CARDS, DeviceCard, Efficiency, assume, card_of
 from workbench.fit.explain import check, knee_words
 from workbench.fit.steps import DECODE, KV, PREFILL, SEQS, steps_of

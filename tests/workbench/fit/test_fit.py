@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from serving.errors import ExtrapolationError, InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
 from simulations.latency import ColdStart, FittedRange
+from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import ClosedLoop, Fixed, Workload
-from workbench.fit import check_range, fit, fitted_max_num_seqs
+from workbench.fit import fit
 from workbench.measure import Measurement, ReplicaInfo
 from workbench.measure.coldstart import ColdStartParts
 
@@ -99,6 +101,15 @@ def test_prefill_attention_is_found_where_it_matters() -> None:
     model = fit([measurement(steps(4000, 4, attention_s=2e-7))])
     assert model.per_prefill_attention_s == pytest.approx(2e-7, rel=0.15)
     assert fit([measurement(steps(4000, 4))]).per_prefill_attention_s == 0
+
+
+def test_what_any_prefill_costs_is_found_where_it_costs_something() -> None:
+    model = fit([measurement(steps(4000, 4, prefill_step_s=5e-3))])
+    assert model.prefill_step_s == pytest.approx(5e-3, rel=0.05)
+    for name, true in TRUE.items():
+        assert getattr(model, name) == pytest.approx(true, rel=0.05), name
+    assert np.std([draw.prefill_step_s for draw in model.draws]) < 5e-4
+    assert fit([measurement(steps(4000, 4))]).prefill_step_s == 0
 
 
 # -- scatter and uncertainty -------------------------------------------------------------------
@@ -281,8 +292,9 @@ def test_extrapolation_is_refused(
     model = latency_model(fitted_range=FittedRange(**largest))
     args = EngineArgs.model_validate(ENGINE.model_dump() | engine)
     if complaint is None:
-        check_range(model, args, poisson(1.0))
+        assert check_range(model, args, poisson(1.0)) == ()
     else:
         with pytest.raises(ExtrapolationError, match=complaint):
             check_range(model, args, poisson(1.0))
+        assert re.search(complaint, check_range(model, args, poisson(1.0), force=True)[0])
     assert fitted_max_num_seqs(model) == 40

@@ -59,7 +59,7 @@ def test_a_true_prediction_holds(tmp_path: Path) -> None:
     summary = found.measurement.summary()
     for metric, row in rows.iterrows():
         assert row["measured"] == summary[str(metric)]
-        assert row["relative_error"] == pytest.approx(row["measured"] / row["predicted"] - 1)
+        assert row["relative_error"] == pytest.approx(row["predicted"] / row["measured"] - 1)
     assert "holds" in found._repr_html_()
     assert "not hold" not in found._repr_html_()
 

@@ -1,0 +1,7 @@
+"""Fidelity: is what the twin says of loads that it was not fitted to what real vLLM does?"""
+
+from workbench.fidelity.loads import FidelityStudy, Loads
+from workbench.fidelity.result import Fidelity
+from workbench.fidelity.run import fidelity
+
+__all__ = ["Fidelity", "FidelityStudy", "Loads", "fidelity"]
