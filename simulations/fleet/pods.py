@@ -117,7 +117,10 @@ class Pods:
                 yield self._env.timeout(self._cold.schedule_s)
             yield self._nodes.place(pod)
             at_once = started and self._env.now == pod.created_s
-            if not at_once:
+            if at_once:  # it has been there for long
+                for what in ("image", "weights", "compiled"):
+                    self._keep(pod, what)
+            else:
                 yield from self._pull(pod)
             pod.phase, pod.started_s = "Running", self._env.now
             yield from self._run(pod, at_once=at_once)

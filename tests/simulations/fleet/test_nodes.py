@@ -82,8 +82,9 @@ def test_pending_pods_order_nodes_which_go_when_they_have_been_empty() -> None:
     ready = np.array(when(made, "ready"))
     scaled_s = min(pod.created_s for pod in made.pods.gone)
     assert abs(up_s - scaled_s) <= 15
-    # The second replica fits; 2 s later the others find no node, and get one 10 + 180 s after that.
-    assert ready[1:] == pytest.approx([scaled_s + 120, *2 * [scaled_s + 2 + 10 + 180 + 118]])
+    # The second replica fits, where the image is. The others find no node 2 s later, and get one
+    # 10 + 180 s after that.
+    assert ready[1:] == pytest.approx([scaled_s + 90, *2 * [scaled_s + 2 + 10 + 180 + 118]])
     (second,) = made.nodes.gone
     assert second.ordered_s == pytest.approx(scaled_s + 12)
     down_s = max(pod.gone_s for pod in made.pods.gone if pod.node is second)

@@ -91,6 +91,18 @@ def test_the_second_pod_of_a_node_starts_from_its_caches() -> None:
     assert [pod.node.number for pod in made.pods.alive if pod.node] == [0, 0, 1]
 
 
+def test_pods_that_are_there_at_the_start_have_warmed_their_node() -> None:
+    made, _, _ = fleet(
+        even(1, 600),
+        a_plan=AUTOSCALED,
+        controller=Script((0, 1), (100, 2)),
+        cluster=Cluster(nodes=NodePool(gpus_per_node=2)),
+        cold=PARTS,
+        duration_s=600,
+    )
+    assert made.pods.alive[1].ready_s - made.pods.alive[1].created_s == pytest.approx(2 + 45)
+
+
 def test_a_deleted_pod_leaves_the_endpoints_at_once_and_finishes_what_it_holds() -> None:
     """Answers of 200 s; the pod goes when its last one has been sent."""
     made, data, _ = fleet(
