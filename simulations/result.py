@@ -37,11 +37,13 @@ class BlastRadius(Value):
     reason: str
     """Why it was rolled back: worse, undecided, or not ready in time."""
     touched: int
-    """Requests that a replica of the new version took."""
+    """Requests that a replica of the new version took last."""
     touched_share: float
     """Of all requests."""
     failed: int
-    """Of those touched: they got an error, or died with a replica."""
+    """Of those touched: in the end they got an error, or died with a replica."""
+    errors: int
+    """Times that a replica of the new version failed a request, which clients may have sent again."""
     slowed: int
     """Of those touched: answered, but over a limit of the SLO."""
     live_at_s: float | None

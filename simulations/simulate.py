@@ -14,6 +14,7 @@ from simulations.alerts import alerts
 from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet, Release, blast_radius
+from simulations.fleet.rollouts import NEW
 from simulations.latency import LatencyModel
 from simulations.limits import check_range
 from simulations.result import BlastRadius, SimResult
@@ -153,7 +154,13 @@ def _one_run(
     blast = None
     if release is not None:
         served = requests.assign(version=fleet.data.requests["version"])
-        blast = blast_radius(served, fleet.rollout.progress, plan.slo, fleet.extra_gpu_hours())
+        blast = blast_radius(
+            served,
+            fleet.rollout.progress,
+            plan.slo,
+            errors=fleet.errors(NEW),
+            extra_gpu_hours=fleet.extra_gpu_hours(),
+        )
     return _Run(
         metrics=_metrics(plan, fleet, counted, timeline),
         timeline=timeline,

@@ -17,12 +17,15 @@ def blast_radius(
     requests: pd.DataFrame,
     progress: Progress,
     slo: Slo,
+    *,
+    errors: int,
     extra_gpu_hours: float,
 ) -> BlastRadius:
     """Count what a release did.
 
     Args:    requests: one row per request with version (of the replica that took it last),
              outcome, and the latencies that the SLO limits.
+             errors: of replicas of the new version.
     """
     touched = requests[requests["version"] == NEW]
     answered = touched[touched["outcome"] == "answered"]
@@ -36,6 +39,7 @@ def blast_radius(
         touched=len(touched),
         touched_share=len(touched) / max(1, len(requests)),
         failed=int((touched["outcome"] == "failed").sum()),
+        errors=errors,
         slowed=int(over.sum()),
         live_at_s=_known(progress.live_s),
         detected_after_s=_known(progress.judged_s - progress.live_s),

@@ -262,6 +262,11 @@ class Fleet:
         """The same with the gaps between steps."""
         return sum(r.active_s for readings in self.pods.retired.values() for r in readings)
 
+    def errors(self, version: int) -> int:
+        """Times that a replica of the version failed a request, until the end of the traffic."""
+        counted = sum(reading.failed for reading in self.pods.retired.get(version, ()))
+        return counted + self.pods.lost.get(version, 0)
+
     def extra_gpu_hours(self) -> float:
         """GPU hours that pods held beyond what was wanted, while a release was under way."""
         if self._release is None:

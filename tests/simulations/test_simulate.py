@@ -23,7 +23,7 @@ from simulations.engine import percentiles, simulate_workload
 from simulations.fleet import Canary, Cluster, Release, RollingUpdate
 from simulations.result import SimResult
 from simulations.simulate import simulate
-from simulations.traffic import ClosedLoop, Constant, Day, Fixed, Workload
+from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Workload
 from tests.simulations.models import ENGINE, latency, plan, workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +176,21 @@ def test_a_release_reports_its_blast_radius_per_seed() -> None:
     )
     assert rolling.metrics["slo_attainment"].value < canary.metrics["slo_attainment"].value
     assert set(canary.events["event"]) == {"ready", "deleted", "gone", "terminated"}
+
+
+def test_errors_that_clients_send_again_are_counted_as_errors() -> None:
+    load = workload(rate_rps=20, duration_s=900, clients=Clients(max_retries=3))
+    found = simulate(
+        plan(replicas=2),
+        load,
+        latency(),
+        seeds=(0,),
+        release=Release(at_s=100, strategy=RollingUpdate(), error_share=0.2),
+    )
+    (radius,) = found.blast_radius
+    # Of a request 0.2^4 are left; sent again it is drawn again.
+    assert radius.failed < 0.01 * radius.touched
+    assert radius.errors == pytest.approx((0.2 / 0.8) * radius.touched, rel=0.1)
 
 
 def test_alerts_by_hand() -> None:

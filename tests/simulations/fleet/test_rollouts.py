@@ -50,7 +50,15 @@ def rolled(
         slots=changes.pop("slots", 8),
         **changes,
     )
-    radius = blast_radius(data.requests, made.rollout.progress, SLO, made.extra_gpu_hours())
+    radius = blast_radius(
+        data.requests,
+        made.rollout.progress,
+        SLO,
+        errors=made.errors(1),
+        extra_gpu_hours=made.extra_gpu_hours(),
+    )
+    # Nobody sends anything again here, and the traffic ends a second before the run.
+    assert radius.errors == radius.failed
     return made, data, timeline, radius
 
 
