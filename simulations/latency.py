@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from serving.errors import InputError
 from serving.values import Estimate, Value
@@ -28,18 +28,59 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class ColdStart(Value):
-    """Seconds from the decision to a replica that answers, in its parts."""
+    """Seconds from the decision to a replica that answers, in its parts.
+
+    Parts of `start_s` that are not known stay 0 and are in the rest of it, which is spent first.
+    """
 
     schedule_s: float = Field(1.0, ge=0)
     pull_s: float = Field(0.0, ge=0)
     start_s: float = Field(ge=0)
     """Process start to first answer: imports, weights, compile, warm-up."""
+    load_s: float = Field(0.0, ge=0)
+    """Of start_s: the weights, where the node has them in no cache."""
+    load_cached_s: float | None = Field(None, ge=0)
+    """Instead of load_s where another pod has loaded them on the node; None: the same."""
+    compile_s: float = Field(0.0, ge=0)
+    """Of start_s: torch.compile, where nothing is saved."""
+    compile_saved_s: float | None = Field(None, ge=0)
+    """Instead of compile_s where the node keeps what a pod compiled; None: the same."""
+    capture_s: float = Field(0.0, ge=0)
+    """Of start_s: CUDA graphs, which no cache holds."""
+    warmup_s: float = Field(0.0, ge=0)
+    """Of start_s: profiling, the KV cache, warm-up of kernels."""
     source: str
     """Where the figures come from: measured (and how) or assumed."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        known_s = self.load_s + self.compile_s + self.capture_s + self.warmup_s
+        if known_s > self.start_s * (1 + 1e-9):
+            raise ValueError(
+                f"start_s(={self.start_s}) must be >= its parts, which are {known_s:.6g} s"
+            )
+        return self
 
     @property
     def total_s(self) -> float:
         return self.schedule_s + self.pull_s + self.start_s
+
+    def starting(self, *, weights_cached: bool, compile_saved: bool) -> dict[str, float]:
+        """Seconds of each part of one start, in order; what takes no time is left out."""
+        known_s = self.load_s + self.compile_s + self.capture_s + self.warmup_s
+        load_s, compile_s = self.load_s, self.compile_s
+        if weights_cached and self.load_cached_s is not None:
+            load_s = self.load_cached_s
+        if compile_saved and self.compile_saved_s is not None:
+            compile_s = self.compile_saved_s
+        parts = {
+            "process": max(0.0, self.start_s - known_s),
+            "load": load_s,
+            "compile": compile_s,
+            "capture": self.capture_s,
+            "warm-up": self.warmup_s,
+        }
+        return {name: seconds for name, seconds in parts.items() if seconds > 0}
 
 
 class FittedRange(Value):

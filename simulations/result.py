@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 from pydantic import Field
 
 from serving.values import Estimate, Value, doubted_html
 from simulations.traffic import Workload
+
+Outcome = Literal["not started", "under way", "completed", "rolled back"]
 
 
 class Prediction(Value):
@@ -27,6 +30,34 @@ class Prediction(Value):
     """Those of the latency model, and of its use beyond what it was fitted to."""
 
 
+class BlastRadius(Value):
+    """What a release did, in one run. Times are None where it did not happen."""
+
+    outcome: Outcome
+    reason: str
+    """Why it was rolled back: worse, undecided, or not ready in time."""
+    touched: int
+    """Requests that a replica of the new version took last."""
+    touched_share: float
+    """Of all requests."""
+    failed: int
+    """Of those touched: in the end they got an error, or died with a replica."""
+    errors: int
+    """Times that a replica of the new version failed a request, which clients may have sent again."""
+    slowed: int
+    """Of those touched: answered, but over a limit of the SLO."""
+    live_at_s: float | None
+    """When the new version took its first traffic."""
+    detected_after_s: float | None
+    """From then to the verdict that sent all traffic back."""
+    rolled_back_after_s: float | None
+    """From the verdict to the last pod of the new version being gone."""
+    completed_at_s: float | None
+    """When only the new version was left."""
+    extra_gpu_hours: float
+    """Held by pods beyond the replicas (with spares) that were wanted, during the rollout."""
+
+
 @dataclass(frozen=True)
 class SimResult:
     """A simulated day of a fleet, with intervals over seeds. Utilisation and shares are 0 to 1.
@@ -37,8 +68,9 @@ class SimResult:
         e2e_p50_s,
             e2e_p99_s, slo_attainment (share of requests that meet every limit), gpu_hours (per 24
             h), cost_usd (per 24 h), replicas_mean, replicas_max, scale_events,
-            gpu_utilisation_mean, idle_share (ready replica time with nothing to do), unfinished
-            (share of requests).
+            gpu_utilisation_mean, idle_share (ready replica time with nothing to do), and shares of
+            requests: unfinished, failed (error, or died with a replica), rejected (503), aborted
+            (given up by the client). Latencies are of all but the failed and the rejected.
         per_seed: DataFrame, one row per seed, the same columns as metrics and `seed`.
         timeline: DataFrame of the first seed: t_s, offered_rps, replicas_ready, replicas_desired,
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
@@ -47,6 +79,9 @@ class SimResult:
         doubts: those of the latency model, and of its use beyond what it was fitted to.
         of_model: {name: share of the interval's square that is the model's uncertainty, 0 to 1}; empty
             where it was not asked for.
+        events: DataFrame of the first seed: t_s, event (ready, deleted, terminated, gone, crash,
+            OOM, node lost), pod, node.
+        blast_radius: of the release, per seed; () without one.
     """
 
     plan_name: str
@@ -57,6 +92,8 @@ class SimResult:
     keeps_slo: bool
     doubts: tuple[str, ...] = ()
     of_model: dict[str, float] = field(default_factory=dict)
+    events: pd.DataFrame = field(default_factory=pd.DataFrame)
+    blast_radius: tuple[BlastRadius, ...] = ()
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame(

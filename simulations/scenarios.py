@@ -17,14 +17,15 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from serving.errors import InputError
 from serving.plan import Plan
 from serving.values import Value, one_line
+from simulations.fleet import Cluster, Release
 from simulations.idle import IdleStudy
 from simulations.traffic import Edge, Workload
 
-_PARTS = ("plan", "workload", "cluster", "edge")
+_PARTS = ("plan", "workload", "cluster", "release", "edge")
 
 
 class Arm(Value):
-    """One way to do it: what differs from the study's own plan, workload, cluster or edge."""
+    """One way to do it: what differs from the study's own plan, workload, cluster, release or edge."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40)
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -33,12 +34,13 @@ class Arm(Value):
 
 @dataclass(frozen=True)
 class Case:
-    """What is simulated for one arm. Cluster and edge are as declared: not every field has a runner."""
+    """What is simulated for one arm."""
 
     name: str
     plan: Plan
     workload: Workload
-    cluster: dict[str, Any]
+    cluster: Cluster
+    release: Release | None
     edge: Edge | None
 
 
@@ -55,6 +57,8 @@ class FleetStudy(Value):
     plan: dict[str, Any]
     workload: dict[str, Any]
     cluster: dict[str, Any] = Field(default_factory=dict)
+    release: dict[str, Any] | None = None
+    """A new version that is rolled out meanwhile."""
     edge: dict[str, Any] | None = None
     arms: tuple[Arm, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
@@ -77,12 +81,13 @@ class FleetStudy(Value):
         parts = deepcopy({name: getattr(self, name) for name in _PARTS})
         for path, value in arm.changes.items():
             _put(parts, path, value)
-        edge = parts["edge"]
+        release, edge = parts["release"], parts["edge"]
         return Case(
             arm.name,
             Plan.model_validate({"name": arm.name, **parts["plan"]}),
             Workload.model_validate(parts["workload"]),
-            parts["cluster"],
+            Cluster.model_validate(parts["cluster"]),
+            None if release is None else Release.model_validate(release),
             None if edge is None else Edge.model_validate(edge),
         )
 

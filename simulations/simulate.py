@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from serving.plan import Plan, Slo
 from simulations.alerts import alerts
 from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
-from simulations.fleet import Cluster, Fleet
+from simulations.fleet import Cluster, Fleet, Release, blast_radius
+from simulations.fleet.rollouts import NEW
 from simulations.latency import LatencyModel
 from simulations.limits import check_range
-from simulations.result import SimResult
+from simulations.result import BlastRadius, SimResult
 from simulations.traffic import ClosedLoop, Workload
 from simulations.uncertainty import with_draws
 
@@ -32,6 +34,7 @@ def simulate(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     cluster: Cluster | None = None,
+    release: Release | None = None,
     draws: int = 0,
     force: bool = False,
     on_progress: OnProgress | None = None,
@@ -45,6 +48,7 @@ def simulate(
 
     Args:    latency: of the plan's variant, on one replica.
              cluster: None is `Cluster()`.
+             release: a new version that is rolled out meanwhile; its blast radius is reported.
              draws: so many of the model's draws are simulated too, with the first seed, for the part of
                  the intervals that is the model's.
              force: go beyond what the model was fitted to, and say so.
@@ -63,48 +67,58 @@ def simulate(
         raise InputError("seeds(=()) must not be empty", remedy="Give at least one seed.")
     beyond = check_range(latency, plan.engine, workload, force=force)
     models = [latency.draw(i) for i in range(min(draws, len(latency.draws)))]
-    runs = len(seeds) + len(models)
+    asked = [(latency, seed, f"seed {seed}") for seed in seeds]
+    asked += [(model, seeds[0], f"draw {i}") for i, model in enumerate(models)]
+    done: list[_Run] = []
+    for model, seed, doing in asked:
 
-    def report(position: int, doing: str) -> Callable[[float], None]:
-        def tell(share: float) -> None:
+        def tell(share: float, doing: str = doing) -> None:
             if on_progress is not None:
-                on_progress(f"{plan.name}, {doing}", (position + share) / runs)
+                on_progress(f"{plan.name}, {doing}", (len(done) + share) / len(asked))
 
-        return tell
+        done.append(_one_run(plan, workload, model, cluster, release, seed, tell))
+    return _result(plan, seeds, done, (*latency.doubts, *beyond))
 
-    rows: list[dict[str, float]] = []
-    fired: list[pd.DataFrame] = []
-    timelines: list[pd.DataFrame] = []
-    for position, seed in enumerate(seeds):
-        tell = report(position, f"seed {seed}")
-        row, timeline, alerted = _one_run(plan, workload, latency, cluster, seed, tell)
-        rows.append({"seed": seed, **row})
-        timelines.append(timeline)
-        fired.append(alerted.assign(seed=seed))
-    per_seed = pd.DataFrame(rows).astype({"seed": int})
+
+def _result(
+    plan: Plan, seeds: Sequence[int], done: Sequence[_Run], doubts: tuple[str, ...]
+) -> SimResult:
+    """What runs of the seeds, and after them of draws of the model, come to."""
+    runs, drawn = done[: len(seeds)], done[len(seeds) :]
+    per_seed = pd.DataFrame([{"seed": s, **r.metrics} for s, r in zip(seeds, runs, strict=True)])
     metrics = {
         name: estimate(per_seed[name].tolist())
         for name in per_seed.columns
         if name != "seed" and per_seed[name].notna().all()
     }
-    drawn = [
-        _one_run(plan, workload, model, cluster, seeds[0], report(len(seeds) + i, f"draw {i}"))[0]
-        for i, model in enumerate(models)
-    ]
-    metrics, of_model = with_draws(metrics, drawn)
+    metrics, of_model = with_draws(metrics, [run.metrics for run in drawn])
+    fired = pd.concat([run.alerts for run in runs], ignore_index=True)
     return SimResult(
         plan_name=plan.name,
         metrics=metrics,
         per_seed=per_seed,
-        timeline=timelines[0],
-        alerts=pd.concat(fired, ignore_index=True)[["alert", "seed", "started_at_s", "ended_at_s"]],
+        timeline=runs[0].timeline,
+        alerts=fired[["alert", "seed", "started_at_s", "ended_at_s"]],
         keeps_slo=all(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
         ),
-        doubts=(*latency.doubts, *beyond),
+        doubts=doubts,
         of_model=of_model,
+        events=runs[0].events,
+        blast_radius=tuple(run.blast for run in runs if run.blast is not None),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is kept of one seed."""
+
+    metrics: dict[str, float]
+    timeline: pd.DataFrame
+    alerts: pd.DataFrame
+    events: pd.DataFrame
+    blast: BlastRadius | None
 
 
 def _one_run(
@@ -112,56 +126,97 @@ def _one_run(
     workload: Workload,
     latency: LatencyModel,
     cluster: Cluster,
+    release: Release | None,
     seed: int,
     report: Callable[[float], None],
-) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """One seed: its metrics, timeline and alerts."""
+) -> _Run:
     entropy = workload.seed + seed
     schedule = workload.at(seed=entropy).schedule()
     check_lengths(schedule, latency, plan.engine)
-    rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,)))
-    controller = None if plan.hpa is None else HpaController(plan.hpa)
     fleet = Fleet(
-        plan, schedule, latency, cluster, controller, duration_s=workload.duration_s, rng=rng
+        plan,
+        schedule,
+        latency,
+        cluster,
+        _controller(plan, cluster),
+        duration_s=workload.duration_s,
+        rng=np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,))),
+        release=release,
     )
     timeline = fleet.run(report)
-    requests = request_frame(fleet.data.requests)
+    requests = request_frame(fleet.data.requests, asked_s=fleet.data.asked_s)
     counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
     if counted.empty:
         raise InputError(
             f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {entropy}",
             remedy="Lengthen duration_s or raise the rate.",
         )
+    blast = None
+    if release is not None:
+        served = requests.assign(version=fleet.data.requests["version"])
+        blast = blast_radius(
+            served,
+            fleet.rollout.progress,
+            plan.slo,
+            errors=fleet.errors(NEW),
+            extra_gpu_hours=fleet.extra_gpu_hours(),
+        )
+    return _Run(
+        metrics=_metrics(plan, fleet, counted, timeline),
+        timeline=timeline,
+        alerts=alerts(requests, timeline, workload.duration_s).assign(seed=seed),
+        events=fleet.events(),
+        blast=blast,
+    )
+
+
+def _controller(plan: Plan, cluster: Cluster) -> HpaController | None:
+    """The plan's autoscaler; one that KEDA makes never asks for less than one replica."""
+    if plan.hpa is None or cluster.activation is None:
+        return None if plan.hpa is None else HpaController(plan.hpa)
+    least = max(1, plan.hpa.min_replicas)
+    return HpaController(plan.hpa.model_copy(update={"min_replicas": least}))
+
+
+def _metrics(
+    plan: Plan, fleet: Fleet, counted: pd.DataFrame, timeline: pd.DataFrame
+) -> dict[str, float]:
+    """One seed's row, of the requests that count."""
     late = _with_age(counted, fleet.data.now_s)
     up_s = fleet.served_s()
-    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / workload.duration_s
-    row = {
+    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / fleet.duration_s
+    return {
         **percentiles(late),
         "slo_attainment": float(_meets(counted, plan.slo).mean()),
         "gpu_hours": gpu_hours,
         "cost_usd": gpu_hours * plan.gpu_usd_per_hour,
-        "replicas_mean": up_s / workload.duration_s,
+        "replicas_mean": up_s / fleet.duration_s,
         "replicas_max": float(timeline["replicas_ready"].max()) if len(timeline) else 0.0,
         "scale_events": float(fleet.scale_events),
         "gpu_utilisation_mean": fleet.busy_s / up_s if up_s > 0 else 0.0,
         "idle_share": 1 - fleet.active_s / up_s if up_s > 0 else 0.0,
-        "unfinished": float(counted["end_s"].isna().mean()),
+        **{
+            name: float((counted["outcome"] == name).mean())
+            for name in ("unfinished", "failed", "rejected", "aborted")
+        },
     }
-    return row, timeline, alerts(requests, timeline, workload.duration_s)
 
 
 def _with_age(requests: pd.DataFrame, now_s: float) -> pd.DataFrame:
-    """Unanswered requests with the time they have waited so far: at least that bad."""
-    age_s = now_s - requests["arrived_at_s"]
-    return requests.assign(
-        ttft_s=requests["ttft_s"].fillna(age_s), e2e_s=requests["e2e_s"].fillna(age_s)
-    )
+    """What was answered, and with the time that they waited those that were not: at least that bad.
+
+    Who got an error at once has no latency; the shares of those are metrics of their own.
+    """
+    waited = requests[~requests["outcome"].isin(["failed", "rejected"])]
+    until_s = waited["end_s"].fillna(now_s)
+    age_s = until_s - waited["arrived_at_s"]
+    return waited.assign(ttft_s=waited["ttft_s"].fillna(age_s), e2e_s=waited["e2e_s"].fillna(age_s))
 
 
 def _meets(requests: pd.DataFrame, slo: Slo) -> pd.Series[bool]:
     """Which requests were answered within every limit; a single token has no TPOT to break."""
-    met = requests["end_s"].notna()
+    met = requests["outcome"].isin(["answered", "cached"])
     for name, limit in slo.limits().items():
         latency_s = requests[name.replace("_p99", "")]
-        met &= (latency_s <= limit) | (latency_s.isna() & requests["end_s"].notna())
+        met &= (latency_s <= limit) | latency_s.isna()
     return met

@@ -20,10 +20,10 @@ from serving.plan import Slo
 from simulations.alerts import GPU_BUSY, MEAN_TTFT, P99_TTFT, VOLUME_DROP, alerts
 from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
 from simulations.engine import percentiles, simulate_workload
-from simulations.fleet import Cluster
+from simulations.fleet import Canary, Cluster, Release, RollingUpdate
 from simulations.result import SimResult
 from simulations.simulate import simulate
-from simulations.traffic import ClosedLoop, Constant, Day, Fixed, Workload
+from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Workload
 from tests.simulations.models import ENGINE, latency, plan, workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +73,7 @@ def test_the_result_is_whole_and_the_inputs_are_left_alone() -> None:
         *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
         *("slo_attainment", "gpu_hours", "cost_usd", "replicas_mean", "replicas_max"),
         *("scale_events", "gpu_utilisation_mean", "idle_share", "unfinished"),
+        *("failed", "rejected", "aborted"),
     }
     assert list(found.timeline.columns) == [
         *("t_s", "offered_rps", "replicas_ready", "replicas_desired"),
@@ -148,6 +149,48 @@ def test_gpu_utilisation_scales_to_the_maximum_where_the_queue_does_not() -> Non
     assert (by_running.per_seed["replicas_max"] <= 4).all()
     assert by_running.keeps_slo
     assert by_busy.metrics["gpu_hours"].low > 2 * by_running.metrics["gpu_hours"].high
+
+
+def test_a_release_reports_its_blast_radius_per_seed() -> None:
+    """The same faulty version: everybody's with a rolling update, a few requests' with a canary."""
+    load = workload(rate_rps=40, duration_s=1800)
+    rolling, canary = (
+        simulate(
+            plan(replicas=4),
+            load,
+            latency(),
+            seeds=(0, 1),
+            release=Release(at_s=300, strategy=strategy, error_share=0.2, slowdown=1.5),
+        )
+        for strategy in (RollingUpdate(), Canary(share=0.05))
+    )
+    assert simulate(plan(replicas=2), load, latency(), seeds=(0,)).blast_radius == ()
+    for everybody, few in zip(rolling.blast_radius, canary.blast_radius, strict=True):
+        assert (everybody.outcome, few.outcome) == ("completed", "rolled back")
+        assert everybody.touched_share > 0.7
+        assert everybody.failed == pytest.approx(0.2 * everybody.touched, rel=0.1)
+        assert 0 < few.failed < few.touched < 0.01 * everybody.touched
+        assert few.detected_after_s == 60
+    assert rolling.metrics["failed"].value == pytest.approx(
+        np.mean([radius.failed for radius in rolling.blast_radius]) / (40 * 1800), rel=0.02
+    )
+    assert rolling.metrics["slo_attainment"].value < canary.metrics["slo_attainment"].value
+    assert set(canary.events["event"]) == {"ready", "deleted", "gone", "terminated"}
+
+
+def test_errors_that_clients_send_again_are_counted_as_errors() -> None:
+    load = workload(rate_rps=20, duration_s=900, clients=Clients(max_retries=3))
+    found = simulate(
+        plan(replicas=2),
+        load,
+        latency(),
+        seeds=(0,),
+        release=Release(at_s=100, strategy=RollingUpdate(), error_share=0.2),
+    )
+    (radius,) = found.blast_radius
+    # Of a request 0.2^4 are left; sent again it is drawn again.
+    assert radius.failed < 0.01 * radius.touched
+    assert radius.errors == pytest.approx((0.2 / 0.8) * radius.touched, rel=0.1)
 
 
 def test_alerts_by_hand() -> None:

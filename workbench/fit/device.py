@@ -188,6 +188,7 @@ def assume(
         async_scheduling=engine.async_scheduling is not False,
         cold_start=ColdStart(
             start_s=assumed.start_s + cost.weight_bytes / devices / _DISK_BYTES_PER_S,
+            load_s=cost.weight_bytes / devices / _DISK_BYTES_PER_S,
             source="assumed, as the latency model",
         ),
         fitted_range=FittedRange(

@@ -16,6 +16,7 @@ from workbench.fit.overheads import gap_s, with_requests
 from workbench.fit.shapes import check_shapes, label
 from workbench.fit.steps import DECODE, KV, PREFILL, Steps, steps_of
 from workbench.measure import Measurement
+from workbench.measure.coldstart import ColdStartParts
 
 _MIN_PER_MODE = 30
 
@@ -164,17 +165,26 @@ def _kv_blocks(measurements: Sequence[Measurement]) -> int:
 
 
 def _cold_start(measurements: Sequence[Measurement]) -> ColdStart:
-    """The median start of a server; without one, of an offline engine."""
+    """The median start of a server; without one, of an offline engine. Its parts are that start's.
+
+    A start is not told whether the file cache was warm or something compiled was kept; so what they
+    save stays unknown.
+    """
     for mode, what in (
         ("server", "server process to first answer"),
         ("offline", "engine in a running process to first answer, without a server's imports"),
     ):
-        starts = sorted(
-            {m.replica.start_s for m in measurements if m.mode == mode and m.replica.start_s > 0}
-        )
-        if starts:
+        known = {
+            m.replica.start_s: m.replica.cold_start
+            for m in measurements
+            if m.mode == mode and m.replica.start_s > 0
+        }
+        if known:
+            starts = sorted(known)
+            middle_s = starts[(len(starts) - 1) // 2]
             return ColdStart(
                 start_s=float(np.median(starts)),
+                **_parts(known[middle_s], middle_s),
                 source=f"start measured: {what}, {len(starts)} start{'s' * (len(starts) > 1)} on"
                 f" {measurements[0].environment.hardware}; scheduling and pull assumed",
             )
@@ -182,6 +192,20 @@ def _cold_start(measurements: Sequence[Measurement]) -> ColdStart:
         "no measurement says how long a start took (somebody else started the server)",
         remedy="Give cold_start.",
     )
+
+
+def _parts(start: ColdStartParts | None, start_s: float) -> dict[str, float]:
+    """Parts that the log named; together they are at most the start, which another clock timed."""
+    if start is None:
+        return {}
+    named = {
+        "load_s": start.load_s or 0.0,
+        "compile_s": start.compile_s or 0.0,
+        "capture_s": start.capture_s or 0.0,
+        "warmup_s": start.warmup_s or 0.0,
+    }
+    share = min(1.0, start_s / sum(named.values())) if any(named.values()) else 1.0
+    return {name: seconds * share for name, seconds in named.items()}
 
 
 def _source(measurements: Sequence[Measurement], borrowed: LatencyModel | None) -> str:

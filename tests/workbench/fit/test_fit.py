@@ -17,7 +17,8 @@ from simulations.latency import ColdStart, FittedRange
 from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import ClosedLoop, Fixed, Workload
 from workbench.fit import fit
-from workbench.measure import ReplicaInfo
+from workbench.measure import Measurement, ReplicaInfo
+from workbench.measure.coldstart import ColdStartParts
 
 from .made import ENGINE, TRUE, environment, latency_model, measurement, poisson, steps
 
@@ -212,6 +213,29 @@ def test_the_cold_start_is_measured_unless_given() -> None:
     own = fit([measurement(steps(300, 14))]).cold_start
     assert own.start_s == 30
     assert "without a server's imports" in own.source
+
+
+def test_the_parts_of_a_cold_start_are_those_of_the_median_start() -> None:
+    parts = ColdStartParts(process_s=4, load_s=6, compile_s=10, capture_s=3, warmup_s=5, server_s=2)
+
+    def started(start_s: float, cold_start: ColdStartParts | None) -> Measurement:
+        replica = ReplicaInfo(
+            engine_version="0",
+            kv_blocks=4096,
+            block_size_tokens=16,
+            start_s=start_s,
+            cold_start=cold_start,
+        )
+        return measurement(steps(300, 14), replica=replica)
+
+    found = fit([started(50, None), started(30, parts), started(29, None)]).cold_start
+    assert (found.load_s, found.compile_s, found.capture_s, found.warmup_s) == (6, 10, 3, 5)
+    assert found.start_s == 30
+    assert found.starting(weights_cached=True, compile_saved=True)["process"] == 6
+    # A clock that says less than the log: the parts share what there is.
+    short = fit([started(12, parts)]).cold_start
+    assert (short.load_s, short.compile_s, short.start_s) == (3, 5, 12)
+    assert fit([started(12, None)]).cold_start.load_s == 0
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -168,7 +168,7 @@ def test_drained_pods_finish_what_they_hold() -> None:
     long = Schedule(times, np.full(len(times), 100), np.full(len(times), 3000))
     fleet, found, timeline = run(autoscaled(REQUESTS_RUNNING, 30), long, duration_s=3600)
     assert timeline["replicas_ready"].max() > 1
-    assert len(fleet.gone) >= 1
+    assert len(fleet.pods.gone) >= 1
     assert found["end_s"].notna().all()
 
 

@@ -1,0 +1,72 @@
+"""The seam to the data plane: what a fleet asks of the replicas under it.
+
+`simulations.engine.DataPlane` is one; tests have a plain one, which answers by hand arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from simulations.engine import Reading
+from simulations.traffic import FloatArray
+
+
+class Plane(Protocol):
+    """Requests and replicas, moved on from one control event to the next. A replica is a row."""
+
+    now_s: float
+
+    @property
+    def requests(self) -> Any:
+        """A record of every request."""
+        ...
+
+    @property
+    def asked_s(self) -> FloatArray:
+        """When each was sent first."""
+        ...
+
+    @property
+    def arrived(self) -> int:
+        """Requests that have arrived so far."""
+        ...
+
+    @property
+    def at_gateway(self) -> int:
+        """Requests that wait for a replica."""
+        ...
+
+    def add(self, *, slowdown: float = 1.0, error_share: float = 0.0, version: int = 0) -> int:
+        """A new, empty replica: its row."""
+        ...
+
+    def remove(self, row: int) -> Reading:
+        """Take an idle replica away; its last reading."""
+        ...
+
+    def fail(self, row: int) -> Reading:
+        """The replica dies with what it holds; its last reading."""
+        ...
+
+    def advance(
+        self,
+        until_s: float,
+        serving: Sequence[int],
+        canary: Sequence[int] = (),
+        canary_share: float = 0.0,
+    ) -> None:
+        """Route what arrives before `until`, and run all replicas up to it."""
+        ...
+
+    def outstanding(self, row: int) -> int:
+        """Requests that the replica holds."""
+        ...
+
+    def quiet_until_s(self, row: int) -> float:
+        """No request of the replica ends before this."""
+        ...
+
+    def read(self, row: int) -> Reading:
+        """A replica's gauges and counters now."""
+        ...
