@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -180,7 +180,7 @@ def _fitted(
     return None if latency is None else LatencyModel.load(latency)
 
 
-def _fit(folder: Path, *, force: bool) -> Any:
+def _fit(folder: Path, *, force: bool) -> LatencyModel:
     from workbench.fit import fit
     from workbench.measure import Measurement
 
