@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
+
+_FIELDS = REPLICA.names or ()
+_BUCKETS = {name: len(edges) + 1 for name, edges in BUCKETS_S.items()}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Reading:
     """Observations by bucket, the last above all edges: see BUCKETS_S. {} where they are off."""
 
 
+@cache
 def _announce() -> None:
     """One line where somebody looks, before the compiler makes them wait: once a machine."""
     core: Any = run_until
@@ -259,14 +264,14 @@ class DataPlane:
     def read(self, row: int) -> Reading:
         """A replica's gauges and counters now; of the step in flight, the part that is over."""
         # All fields at once: one by one they would cost more than the engine.
-        state = dict(zip(REPLICA.fields or (), self._state.replicas[row].item(), strict=True))
+        state = dict(zip(_FIELDS, self._state.replicas[row].item(), strict=True))
         busy_s, active_s = state["busy_s"], state["active_s"]
         for step in range(state["updated"] + 1, state["step"] + 1):
             start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
             elapsed_s = max(0.0, self.now_s - start_s)
             active_s += elapsed_s
             busy_s += min(elapsed_s, flight_s)
-        counts = self._state.counts[row]
+        counts = self._state.counts[row].copy()
         return Reading(
             started_s=self._started_s[row],
             running=state["n_running"],
@@ -286,7 +291,7 @@ class DataPlane:
             rejected=state["rejected"],
             failed=state["failed"],
             histograms={
-                name: counted[: len(BUCKETS_S[name]) + 1].copy()
-                for name, counted in zip(BUCKETS_S, counts, strict=False)
+                name: counted[:size]
+                for (name, size), counted in zip(_BUCKETS.items(), counts, strict=False)
             },
         )

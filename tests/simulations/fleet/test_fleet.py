@@ -20,7 +20,6 @@ from simulations.autoscaler import HpaController
 from simulations.engine import DataPlane, SchedulerOptions, request_frame, simulate_replica
 from simulations.fleet import Cluster, Fleet
 from simulations.latency import LatencyModel
-from simulations.telemetry import Telemetry
 from simulations.traffic import Schedule
 from tests.simulations.models import ENGINE, latency, plan, workload
 
@@ -183,21 +182,3 @@ def test_gpu_utilisation_is_busy_with_anything_at_all() -> None:
     assert steady["requests_running"].max() <= 2
     # 100 steps of 5.5 ms in 0.6 s, 0.4 ms between steps; the prefill step lasts a little longer.
     assert steady["gpu_utilisation"].mean() == pytest.approx((99 * 5.5e-3 + 6.9e-3) / 0.6, rel=0.03)
-
-
-def test_metrics_are_seen_late_and_ttft_over_the_last_minute() -> None:
-    schedule = workload(rate_rps=10, duration_s=400).schedule()
-    data = DataPlane(schedule, latency(), SchedulerOptions.of(ENGINE, latency()))
-    row = data.add()
-    telemetry = Telemetry(delay_s=5)
-    for t_s in np.arange(15.0, 301.0, 15.0):
-        data.advance(float(t_s), [row])
-        telemetry.scrape(float(t_s), {0: data.read(row)}, [1])
-    assert telemetry.visible(REQUESTS_WAITING, 19.9) == {}
-    found = request_frame(data.requests)
-    last_minute = found[(found["first_token_s"] > 225) & (found["first_token_s"] <= 285)]
-    assert telemetry.visible(TTFT_MEAN, 304.9)[0] == pytest.approx(last_minute["ttft_s"].mean())
-    assert telemetry.visible(GPU_UTILISATION, 305)[1] == 0
-    assert 0 < telemetry.visible(GPU_UTILISATION, 305)[0] <= 100
-    with pytest.raises(InputError, match="not simulated"):
-        telemetry.visible("nvidia.com/gpu", 300)
