@@ -265,20 +265,15 @@ class DataPlane:
         """A replica's gauges and counters now; of the step in flight, the part that is over."""
         # All fields at once: one by one they would cost more than the engine.
         state = dict(zip(_FIELDS, self._state.replicas[row].item(), strict=True))
-        busy_s, active_s = state["busy_s"], state["active_s"]
-        for step in range(state["updated"] + 1, state["step"] + 1):
-            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
-            elapsed_s = max(0.0, self.now_s - start_s)
-            active_s += elapsed_s
-            busy_s += min(elapsed_s, flight_s)
+        busy_s, active_s = self._in_flight(row, state["updated"], state["step"])
         counts = self._state.counts[row].copy()
         return Reading(
             started_s=self._started_s[row],
             running=state["n_running"],
             waiting=state["n_waiting"] + state["n_inbox"],
             kv_usage=1 - state["free_blocks"] / self._limits.usable_blocks,
-            busy_s=busy_s,
-            active_s=active_s,
+            busy_s=state["busy_s"] + busy_s,
+            active_s=state["active_s"] + active_s,
             ttft_sum_s=state["ttft_sum_s"],
             ttft_count=state["ttft_count"],
             tpot_sum_s=state["tpot_sum_s"],
@@ -295,3 +290,19 @@ class DataPlane:
                 for (name, size), counted in zip(_BUCKETS.items(), counts, strict=False)
             },
         )
+
+    def busy(self, row: int) -> tuple[float, float]:
+        """Seconds that a replica has been busy until now, and when it started: a cheap part of `read`."""
+        state = self._state.replicas[row]
+        busy_s, _ = self._in_flight(row, int(state["updated"]), int(state["step"]))
+        return float(state["busy_s"]) + busy_s, self._started_s[row]
+
+    def _in_flight(self, row: int, updated: int, decided: int) -> tuple[float, float]:
+        """Busy and active seconds of the steps under way, until now."""
+        busy_s = active_s = 0.0
+        for step in range(updated + 1, decided + 1):
+            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
+            elapsed_s = max(0.0, self.now_s - start_s)
+            active_s += elapsed_s
+            busy_s += min(elapsed_s, flight_s)
+        return busy_s, active_s

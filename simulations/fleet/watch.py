@@ -40,7 +40,7 @@ class Watch:
 
     def collect(self) -> None:
         """The GPU exporters read their devices now."""
-        found = {pod.number: reading for pod, reading in self._pods.readings().items()}
+        found = {pod.number: self._data.busy(pod.row) for pod in self._pods.alive if pod.row >= 0}
         loading = [pod.number for pod in self._pods.alive if pod.loading]
         self._telemetry.collect(self._env.now, found, loading)
 

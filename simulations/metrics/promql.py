@@ -1,6 +1,7 @@
 """The values of PromQL expressions over samples, with Prometheus's semantics.
 
-A vector is a table: a row per target (the label `pod`), a column per combination of the other labels.
+A vector is a table for each time: a row per target (the label `pod`), a column per combination of the
+other labels. Many times are evaluated at once, for the price of one.
 """
 
 from __future__ import annotations
@@ -45,26 +46,30 @@ class Vector:
     """What an expression gives: NaN is a value, absence is none."""
 
     values: FloatArray
-    """float array (rows, columns)."""
+    """float array (times, rows, columns)."""
     present: Flags
     labels: tuple[Labels, ...] = ({},)
     """Of the columns."""
 
     @property
-    def value(self) -> float | None:
-        """Of a vector without labels: its value; None where it is empty."""
-        return float(self.values[0, 0]) if self.present[0, 0] else None
+    def scalars(self) -> list[float | None]:
+        """Of a vector without labels its value at each time; None where it is empty."""
+        return [
+            float(value) if there else None
+            for value, there in zip(self.values[:, 0, 0], self.present[:, 0, 0], strict=True)
+        ]
 
 
 @dataclass
 class Query:
-    """Evaluates expressions at one time; what expressions have in common is evaluated once.
+    """Evaluates expressions at some times; what expressions have in common is evaluated once.
 
     Args:    kept: {id of a table of samples: bool array (places,), the pods that count}; None: all.
     """
 
     layout: Mapping[str, Columns]
-    at_s: float
+    at_s: FloatArray
+    """float array (times,)."""
     lookback_s: float = 300.0
     kept: Mapping[int, Flags] | None = None
     chosen: dict[Series, list[int]] = field(default_factory=dict)
@@ -97,13 +102,13 @@ class Query:
                 return self._average(expression)
             case Both():
                 found, other = self(expression.left), self(expression.right)
-                return Vector(found.values, found.present & other.present.any(), found.labels)
+                return Vector(found.values, _both(found, other), found.labels)
             case Either():
                 one, other = self(expression.left), self(expression.right)
                 values = np.where(one.present, one.values, other.values)
                 return Vector(values, one.present | other.present, one.labels)
             case Constant():
-                return Vector(np.array([[expression.value]]), np.array([[True]]))
+                return Vector(np.array([[[expression.value]]]), np.array([[[True]]]))
 
     # -- selectors -------------------------------------------------------------------------------
 
@@ -122,13 +127,13 @@ class Query:
     def _there(self, samples: Samples, there: Flags, columns: int) -> Flags:
         if self.kept is not None:
             there = there & self.kept[id(samples)]
-        return np.broadcast_to(there[:, None], (len(there), columns))
+        return np.broadcast_to(there[:, :, None], (*there.shape, columns))
 
     def _instant(self, series: Series) -> Vector:
         where, chosen = self._columns(series)
         position, there = where.samples.last(self.at_s, self.lookback_s)
-        values = where.samples.raw[np.arange(len(position)), position]
-        values = values[:, [where.begin + i for i in chosen]]
+        columns = [where.begin + i for i in chosen]
+        values = where.samples.raw[np.arange(position.shape[1]), position][:, :, columns]
         labels = tuple(where.labels[i] for i in chosen)
         return Vector(values, self._there(where.samples, there, len(chosen)), labels)
 
@@ -152,15 +157,15 @@ class Query:
         key = (id(where.samples), window_s, offset_s)
         if key not in self._rates:
             self._rates[key] = rate(where.samples, window)
-        values = self._rates[key][:, [where.begin + i for i in chosen]]
+        values = self._rates[key][:, :, [where.begin + i for i in chosen]]
         return Vector(values, there, tuple(where.labels[i] for i in chosen))
 
     def _average(self, expression: Average) -> Vector:
         of, window_s, offset_s = expression.of, expression.window_s, expression.offset_s
         where, chosen, window, there = self._ranged(of, window_s, offset_s, 1)
         raw = where.samples.raw[:, :, [where.begin + i for i in chosen]]
-        total = np.where(window.inside[:, :, None], raw, 0.0).sum(axis=1)
-        values = total / np.maximum(window.count, 1)[:, None]
+        total = np.where(window.inside[..., None], raw, 0.0).sum(axis=2)
+        values = total / np.maximum(window.count, 1)[:, :, None]
         return Vector(values, there, tuple(where.labels[i] for i in chosen))
 
 
@@ -182,16 +187,16 @@ def rate(samples: Samples, window: Window) -> FloatArray:
     To an end that is no further than 1.1 times the mean distance of samples, else by half a distance;
     and never to before the counter was 0. Values of rows with fewer than two samples mean nothing.
 
-    Returns: float array (places, columns).
+    Returns: float array (times, places, columns).
     Source:  Prometheus, promql/functions.go extrapolatedRate.
     """
-    rows = np.arange(len(window.count))
-    enough = window.count > 1
-    first_s = np.where(enough, samples.times[rows, window.first], window.since_s)[:, None]
-    last_s = np.where(enough, samples.times[rows, window.last], window.until_s)[:, None]
+    rows, enough = np.arange(len(samples.times)), window.count > 1
+    since_s, until_s = window.since_s[:, None], window.until_s[:, None]
+    first_s = np.where(enough, samples.times[rows, window.first], since_s)[:, :, None]
+    last_s = np.where(enough, samples.times[rows, window.last], until_s)[:, :, None]
     sampled_s = last_s - first_s
-    apart_s = sampled_s / np.maximum(window.count - 1, 1)[:, None]
-    to_start_s, to_end_s = first_s - window.since_s, window.until_s - last_s
+    apart_s = sampled_s / np.maximum(window.count - 1, 1)[:, :, None]
+    to_start_s, to_end_s = first_s - since_s[:, :, None], until_s[:, :, None] - last_s
     increase = samples.unreset[rows, window.last] - samples.unreset[rows, window.first]
     start = samples.raw[rows, window.first]
     to_zero_s = np.full_like(increase, np.inf)
@@ -204,12 +209,12 @@ def rate(samples: Samples, window: Window) -> FloatArray:
         to_start_s = np.where(to_start_s >= 1.1 * apart_s, apart_s / 2, to_start_s)
     to_end_s = np.where(to_end_s >= 1.1 * apart_s, apart_s / 2, to_end_s)
     stretched = increase * ((sampled_s + to_start_s + to_end_s) / sampled_s)
-    return stretched / (window.until_s - window.since_s)
+    return stretched / (until_s - since_s)[:, :, None]
 
 
 def aggregated(function: str, of: Vector, by: tuple[str, ...]) -> Vector:
     """One value per combination of labels: `pod` keeps the rows, `le` the columns."""
-    axes = tuple(axis for axis, label in enumerate(("pod", "le")) if label not in by)
+    axes = tuple(axis for axis, label in ((1, "pod"), (2, "le")) if label not in by)
     labels = of.labels if "le" in by else ({},)
     present = of.present.any(axis=axes, keepdims=True)
     if function == "max":
@@ -251,17 +256,21 @@ def quantile(share: float, of: Vector) -> Vector:
     Source:  Prometheus, promql/quantile.go bucketQuantile and ensureMonotonic.
     """
     edges = np.array([float(labels["le"].replace("+Inf", "inf")) for labels in of.labels])
-    counts = np.maximum.accumulate(of.values, axis=1)
-    present = of.present.any(axis=1, keepdims=True)
-    total = counts[:, -1:]
+    counts = np.maximum.accumulate(of.values, axis=2)
+    total = counts[..., -1:]
     rank = share * total
-    bucket = np.minimum((counts < rank).sum(axis=1), len(edges) - 1)
-    rows = np.arange(len(counts))
-    below = np.where(bucket > 0, counts[rows, bucket - 1], 0.0)
-    begin = np.where(bucket > 0, edges[bucket - 1], 0.0)
+    bucket = np.minimum((counts < rank).sum(axis=2, keepdims=True), len(edges) - 1)
+    earlier = np.maximum(bucket - 1, 0)
+    reached = np.take_along_axis(counts, bucket, axis=2)
+    below = np.where(bucket > 0, np.take_along_axis(counts, earlier, axis=2), 0.0)
+    begin, end = np.where(bucket > 0, edges[earlier], 0.0), edges[np.minimum(bucket, len(edges) - 2)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = (rank[:, 0] - below) / (counts[rows, bucket] - below)
-        values = begin + (edges[bucket] - begin) * part
+        values = begin + (end - begin) * ((rank - below) / (reached - below))
     values = np.where(bucket == len(edges) - 1, edges[-2], values)
-    values = np.where(total[:, 0] == 0, np.nan, values)
-    return Vector(values[:, None], present)
+    values = np.where(total == 0, np.nan, values)
+    return Vector(values, of.present.any(axis=2, keepdims=True))
+
+
+def _both(left: Vector, right: Vector) -> Flags:
+    there: Flags = right.present.any(axis=(1, 2), keepdims=True)
+    return left.present & there

@@ -15,16 +15,17 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Window:
-    """Per place: which samples of it lie in a range of time."""
+    """Per time and place: which samples of it lie in a range."""
 
     first: IntArray
     last: IntArray
-    """Positions in the ring."""
+    """int arrays (times, places): positions in the ring."""
     inside: Flags
-    """bool array (places, keep)."""
+    """bool array (times, places, keep)."""
     count: IntArray
-    since_s: float
-    until_s: float
+    since_s: FloatArray
+    until_s: FloatArray
+    """float arrays (times,)."""
 
 
 class Samples:
@@ -121,26 +122,30 @@ class Samples:
         self.target[place] = -1
         self._free.append(place)
 
-    def last(self, at_s: float, lookback_s: float) -> tuple[IntArray, Flags]:
-        """Position of each place's last sample, and whether its series are there at that time.
+    def last(self, at_s: FloatArray, lookback_s: float) -> tuple[IntArray, Flags]:
+        """Position of each place's last sample, and whether its series are there at those times.
 
+        Args:    at_s: float array (times,).
+        Returns: two arrays (times, places).
         Source:  Prometheus, promql/engine.go VectorSelector: the last sample within the lookback, if
                  it is no stale marker.
         """
-        before = np.where(self.times <= at_s, self.times, -np.inf)
-        position = before.argmax(axis=1)
-        rows = np.arange(len(position))
-        age_s = at_s - before[rows, position]
+        now_s = at_s[:, None, None]
+        before = np.where(self.times <= now_s, self.times, -np.inf)
+        position = before.argmax(axis=2)
+        found_s = np.take_along_axis(before, position[:, :, None], axis=2)[:, :, 0]
+        age_s = at_s[:, None] - found_s
         young = age_s < lookback_s if self.prometheus >= 3 else age_s <= lookback_s
-        return position, young & self.live[rows, position]
+        return position, young & self.live[np.arange(len(self.times)), position]
 
-    def between(self, since_s: float, until_s: float) -> Window:
-        """The samples of a range, without stale markers.
+    def between(self, since_s: FloatArray, until_s: FloatArray) -> Window:
+        """The samples of a range at each of some times, without stale markers.
 
         Source:  Prometheus, "Range vector selectors": the beginning is left out since version 3.
         """
-        begun = self.times > since_s if self.prometheus >= 3 else self.times >= since_s
-        inside = begun & (self.times <= until_s) & self.live
-        first = np.where(inside, self.times, np.inf).argmin(axis=1)
-        last = np.where(inside, self.times, -np.inf).argmax(axis=1)
-        return Window(first, last, inside, inside.sum(axis=1), since_s, until_s)
+        begin_s, end_s = since_s[:, None, None], until_s[:, None, None]
+        begun = self.times > begin_s if self.prometheus >= 3 else self.times >= begin_s
+        inside = begun & (self.times <= end_s) & self.live
+        first = np.where(inside, self.times, np.inf).argmin(axis=2)
+        last = np.where(inside, self.times, -np.inf).argmax(axis=2)
+        return Window(first, last, inside, inside.sum(axis=2), since_s, until_s)

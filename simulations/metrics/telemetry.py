@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,8 @@ _REACH_S = max(
     *(promql.reach_s(alert.expression) for alert in ALERTS),
     *(promql.reach_s(signal.per_pod) for signal in SIGNALS.values()),
 )
+BEHIND_S = 300.0
+"""What is asked about the past may be asked so much later."""
 
 
 class Telemetry:
@@ -41,9 +43,9 @@ class Telemetry:
         self._pipeline = pipeline
         self._memory_share = memory_share
         self._kept_s = max(_REACH_S, pipeline.lookback_s) + pipeline.query_age_s
-        self._kept_s += 2 * max(pipeline.scrape_interval_s, pipeline.evaluation_interval_s)
-        # A stale marker takes a row of its own, after a sample.
-        keep = 2 * math.ceil(self._kept_s / pipeline.scrape_interval_s) + 2
+        self._kept_s += BEHIND_S + 2 * pipeline.evaluation_interval_s
+        # Stale markers take rows of their own: a few more for pods that crash again and again.
+        keep = math.ceil(self._kept_s / pipeline.scrape_interval_s) + 10
         major = pipeline.prometheus
         self._server = Samples(SERVER_COUNTERS, keep, prometheus=major)
         self._gpu = Samples(GPU_COUNTERS, keep, prometheus=major)
@@ -61,21 +63,24 @@ class Telemetry:
     # -- in --------------------------------------------------------------------------------------
 
     def collect(
-        self, now_s: float, readings: Mapping[int, Reading], loading: Iterable[int]
+        self, now_s: float, busy: Mapping[int, tuple[float, float]], loading: Collection[int] = ()
     ) -> None:
         """The GPU exporter reads its devices: busy with anything at all since its last reading.
 
         A device itself averages over its last second at most; the mean over readings is the same.
+
+        Args:    busy: by pod, seconds so far and since when, of those whose server answers.
+                 loading: pods that run and do not answer yet.
         """
         before, self._busy, self._exported = self._busy, {}, {}
         for pod in loading:
             self._exported[pod] = (0.0, 0.0)
-        for pod, reading in readings.items():
+        for pod, (total_s, started_s) in busy.items():
             busy_s, since_s = before.get(pod, (0.0, -np.inf))
-            if since_s < reading.started_s:
-                busy_s, since_s = 0.0, reading.started_s
-            share = busy_share(reading.busy_s - busy_s, now_s - since_s)
-            self._busy[pod] = (reading.busy_s, now_s)
+            if since_s < started_s:
+                busy_s, since_s = 0.0, started_s
+            share = busy_share(total_s - busy_s, now_s - since_s)
+            self._busy[pod] = (total_s, now_s)
             self._exported[pod] = (100 * share, self._memory_share)
 
     def scrape(
@@ -93,7 +98,8 @@ class Telemetry:
         """
         self._relist(now_s)
         if self._pipeline.gpu_exporter_s == 0:
-            self.collect(now_s, readings, loading)
+            busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
+            self.collect(now_s, busy, loading)
         while self._gone and self._gone[0][0] < now_s - self._kept_s:
             self._forget(self._gone.popleft()[1])
         if self._pipeline.stale_markers:
@@ -139,16 +145,13 @@ class Telemetry:
 
     # -- out -------------------------------------------------------------------------------------
 
-    def query(self, at_s: float, without: Collection[int] = ()) -> Query:
-        """What Prometheus answers at a time, of all pods but some.
-
-        Not before the samples that are kept: see `Pipeline`.
-        """
+    def query(self, at_s: Sequence[float], without: Collection[int] = ()) -> Query:
+        """What Prometheus answers at some times, none of them long ago, of all pods but some."""
         kept: dict[int, Flags] | None = None
         if without:
             gone = list(without)
             kept = {id(s): ~np.isin(s.target, gone) for s in (self._server, self._gpu)}
-        return Query(self._layout, at_s, self._pipeline.lookback_s, kept, self._chosen)
+        return Query(self._layout, np.array(at_s), self._pipeline.lookback_s, kept, self._chosen)
 
     def visible(self, metric: str, now_s: float) -> dict[int, float]:
         """A metric by pod, as the autoscaler reads it now; pods without series are left out.
@@ -158,10 +161,10 @@ class Telemetry:
         signal = signal_of(metric)
         if not self._answers(signal, now_s):
             return {}
-        found = self.query(now_s - self._pipeline.query_age_s)(signal.per_pod)
-        rows = np.flatnonzero(found.present[:, 0])
+        found = self.query([now_s - self._pipeline.query_age_s])(signal.per_pod)
+        rows = np.flatnonzero(found.present[0, :, 0])
         pods = self._layout[signal.source].samples.target[rows].tolist()
-        return dict(zip(pods, found.values[rows, 0].tolist(), strict=True))
+        return dict(zip(pods, found.values[0, rows, 0].tolist(), strict=True))
 
     def over_all(
         self, metric: str, now_s: float, without: Collection[int] = ()
@@ -173,7 +176,8 @@ class Telemetry:
         signal = signal_of(metric)
         if not self._answers(signal, now_s):
             return None
-        return self.query(now_s - self._pipeline.query_age_s, without)(signal.total).value
+        query = self.query([now_s - self._pipeline.query_age_s], without)
+        return query(signal.total).scalars[0]
 
     def _answers(self, signal: Signal, now_s: float) -> bool:
         self._relist(now_s)
