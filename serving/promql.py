@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+
 @dataclass(frozen=True, eq=False)
 class Series:
     """The last sample of every series of a metric whose labels match, for example `status=~"5.*"`."""

@@ -8,8 +8,8 @@ ones, over samples that are as old and as far apart.
 | vllm_num_requests_running, _waiting | now | sum |
 | vllm_kv_cache_usage_perc | now, 0 to 1 | mean |
 | DCGM_FI_DEV_GPU_UTIL | 0 to 100, busy with anything; 0 while weights load | mean |
-| vllm_ttft_mean_seconds, vllm_e2e_mean_seconds | of the last minute; none without a request | over all requests |
-| vllm_ttft_p99_seconds, vllm_e2e_p99_seconds | of five minutes, within vLLM's buckets | over all requests |
+| vllm_ttft_mean_seconds, vllm_e2e_mean_seconds | of the last minute; none of nothing | over all pods |
+| vllm_ttft_p99_seconds, vllm_e2e_p99_seconds | of five minutes, by vLLM's buckets | over all pods |
 | vllm_requests_per_second | finished in the last minute | sum |
 
 Requests that wait at the gateway are in no metric of vLLM.
@@ -34,7 +34,7 @@ from serving.hpa.names import (
 from serving.promql import Aggregate, Compute, Expression, Quantile, Rate, Series
 
 SCRAPE_INTERVAL_S = 15
-"""What the bundle asks of Prometheus, for scrapes and for rules. A rate() needs two samples in its window."""
+"""What the bundle asks of Prometheus, for scrapes and rules; a rate() needs two samples in its window."""
 MEAN_WINDOW_S = 60
 LONG_WINDOW_S = 300
 """For percentiles, which need more requests, and for alerts."""

@@ -209,14 +209,15 @@ def rate(samples: Samples, window: Window) -> FloatArray:
         to_start_s = np.where(to_start_s >= 1.1 * apart_s, apart_s / 2, to_start_s)
     to_end_s = np.where(to_end_s >= 1.1 * apart_s, apart_s / 2, to_end_s)
     stretched = increase * ((sampled_s + to_start_s + to_end_s) / sampled_s)
-    return stretched / (until_s - since_s)[:, :, None]
+    per_second: FloatArray = stretched / (until_s - since_s)[:, :, None]
+    return per_second
 
 
 def aggregated(function: str, of: Vector, by: tuple[str, ...]) -> Vector:
     """One value per combination of labels: `pod` keeps the rows, `le` the columns."""
     axes = tuple(axis for axis, label in ((1, "pod"), (2, "le")) if label not in by)
     labels = of.labels if "le" in by else ({},)
-    present = of.present.any(axis=axes, keepdims=True)
+    present = _any(of, axes)
     if function == "max":
         return Vector(
             np.where(of.present, of.values, -np.inf).max(axis=axes, keepdims=True), present, labels
@@ -229,9 +230,7 @@ def aggregated(function: str, of: Vector, by: tuple[str, ...]) -> Vector:
 
 def computed(left: Vector, sign: str, right: Vector | float) -> Vector:
     """Arithmetic and comparisons between equal labels; what does not hold, or has no partner, is gone."""
-    other, there = (
-        (right.values, right.present) if isinstance(right, Vector) else (right, np.True_)
-    )
+    other, there = (right.values, right.present) if isinstance(right, Vector) else (right, np.True_)
     present = left.present & there
     with np.errstate(divide="ignore", invalid="ignore"):
         match sign:
@@ -263,14 +262,21 @@ def quantile(share: float, of: Vector) -> Vector:
     earlier = np.maximum(bucket - 1, 0)
     reached = np.take_along_axis(counts, bucket, axis=2)
     below = np.where(bucket > 0, np.take_along_axis(counts, earlier, axis=2), 0.0)
-    begin, end = np.where(bucket > 0, edges[earlier], 0.0), edges[np.minimum(bucket, len(edges) - 2)]
+    begin, end = (
+        np.where(bucket > 0, edges[earlier], 0.0),
+        edges[np.minimum(bucket, len(edges) - 2)],
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         values = begin + (end - begin) * ((rank - below) / (reached - below))
     values = np.where(bucket == len(edges) - 1, edges[-2], values)
     values = np.where(total == 0, np.nan, values)
-    return Vector(values, of.present.any(axis=2, keepdims=True))
+    return Vector(values, _any(of, (2,)))
+
+
+def _any(of: Vector, axes: tuple[int, ...]) -> Flags:
+    found: Flags = np.asarray(of.present.any(axis=axes, keepdims=True))
+    return found
 
 
 def _both(left: Vector, right: Vector) -> Flags:
-    there: Flags = right.present.any(axis=(1, 2), keepdims=True)
-    return left.present & there
+    return left.present & _any(right, (1, 2))

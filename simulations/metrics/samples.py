@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,26 +50,20 @@ class Samples:
     def _grow(self, count: int) -> None:
         had = len(self._free) + len(self._places)
         shape, columns = (count, self._keep), len(self._counters)
-
-        def grown(old: str, new: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-            if had:
-                new[:had] = getattr(self, old)
-            return new
-
-        self.times = grown("times", np.full(shape, -np.inf))
-        """float array (places, keep): seconds; -inf where there is no sample."""
-        self.live = grown("live", np.zeros(shape, dtype=np.bool_))
-        """Whether it is a sample; else a stale marker, or nothing."""
-        self.raw = grown("raw", np.zeros((*shape, columns)))
-        """float array (places, keep, columns): as scraped."""
-        self.unreset = grown("unreset", np.zeros((*shape, columns)))
+        self.times: FloatArray = _longer(had, np.full(shape, -np.inf), self, "times")
+        """(places, keep): seconds; -inf where there is no sample."""
+        self.live: Flags = _longer(had, np.zeros(shape, dtype=np.bool_), self, "live")
+        """(places, keep): whether it is a sample; else a stale marker, or nothing."""
+        self.raw: FloatArray = _longer(had, np.zeros((*shape, columns)), self, "raw")
+        """(places, keep, columns): as scraped."""
+        self.unreset: FloatArray = _longer(had, np.zeros((*shape, columns)), self, "unreset")
         """The same as if counters had never been reset."""
-        self._next = grown("_next", np.zeros(count, dtype=np.int64))
-        self._lost = grown("_lost", np.zeros((count, columns)))
-        self._seen = grown("_seen", np.zeros((count, columns)))
+        self._next: IntArray = _longer(had, np.zeros(count, dtype=np.int64), self, "_next")
+        self._lost: FloatArray = _longer(had, np.zeros((count, columns)), self, "_lost")
+        self._seen: FloatArray = _longer(had, np.zeros((count, columns)), self, "_seen")
         """The last values."""
-        self.target = grown("target", np.full(count, -1, dtype=np.int64))
-        """int array (places,): whose it is, -1 for free."""
+        self.target: IntArray = _longer(had, np.full(count, -1, dtype=np.int64), self, "target")
+        """(places,): whose it is, -1 for free."""
         self._free += range(count - 1, had - 1, -1)
 
     def _place(self, target: int) -> int:
@@ -149,3 +143,10 @@ class Samples:
         first = np.where(inside, self.times, np.inf).argmin(axis=2)
         last = np.where(inside, self.times, -np.inf).argmax(axis=2)
         return Window(first, last, inside, inside.sum(axis=2), since_s, until_s)
+
+
+def _longer(had: int, new: Any, samples: Samples, name: str) -> Any:
+    """A longer array with what the old one held."""
+    if had:
+        new[:had] = getattr(samples, name)
+    return new

@@ -166,9 +166,7 @@ class Telemetry:
         pods = self._layout[signal.source].samples.target[rows].tolist()
         return dict(zip(pods, found.values[0, rows, 0].tolist(), strict=True))
 
-    def over_all(
-        self, metric: str, now_s: float, without: Collection[int] = ()
-    ) -> float | None:
+    def over_all(self, metric: str, now_s: float, without: Collection[int] = ()) -> float | None:
         """The metric as one value, as an External or Object metric is; None where there is no series.
 
         KEDA's prometheus scaler would take that for 0 (`ignoreNullValues`).

@@ -107,7 +107,10 @@ CASES: dict[str, tuple[list[Any], set[str]]] = {
     "memory and cache full": (memory(0.92, 0.9, 7), {"GpuMemoryHigh"}),
     "cache full for a moment": (memory(0.92, 0.9, 4), set()),
     "aborted": ([finished("stop", 580), finished("abort", 20)], {"TimeoutRateHigh"}),
-    "refused": ([answers("2xx", 580), answers("5xx", 20), finished("stop", 580)], {"ErrorRateHigh"}),
+    "refused": (
+        [answers("2xx", 580), answers("5xx", 20), finished("stop", 580)],
+        {"ErrorRateHigh"},
+    ),
     "broken streams": ([finished("stop", 580), finished("error", 20)], {"ErrorRateHigh"}),
     "bad requests": ([answers("2xx", 500), answers("4xx", 100)], set()),
     "stopped": ([finished("stop", 600, then=0)], {"RequestVolumeFell"}),

@@ -15,7 +15,20 @@ import pandas as pd
 import pytest
 
 from serving.errors import InfeasibleError, InputError
-from serving.hpa import GPU_UTILISATION, REQUESTS_RUNNING, HpaSpec, pods_metric
+from serving.hpa import (
+    E2E_P99,
+    GPU_UTILISATION,
+    REQUESTS_PER_SECOND,
+    REQUESTS_RUNNING,
+    TTFT_MEAN,
+    ExternalMetric,
+    HpaSpec,
+    Metric,
+    MetricIdentifier,
+    Target,
+    pods_metric,
+    quantity,
+)
 from serving.plan import Slo
 from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
 from simulations.engine import percentiles, simulate_workload
@@ -151,6 +164,18 @@ def test_gpu_utilisation_scales_to_the_maximum_where_the_queue_does_not() -> Non
     assert (by_running.per_seed["replicas_max"] <= 4).all()
     assert by_running.keeps_slo
     assert by_busy.metrics["gpu_hours"].low > 2 * by_running.metrics["gpu_hours"].high
+
+
+@pytest.mark.parametrize("name", [TTFT_MEAN, E2E_P99, REQUESTS_PER_SECOND])
+def test_latency_and_rate_scale_a_fleet_that_is_too_small(name: str) -> None:
+    """One replica carries some 40 of 60 rps; as Pods and as External metric."""
+    target = {TTFT_MEAN: 0.1, E2E_P99: 2.0, REQUESTS_PER_SECOND: 30}[name]
+    value = Target(type="AverageValue", average_value=quantity(target))
+    source = ExternalMetric(metric=MetricIdentifier(name=name), target=value)
+    for metric in (pods_metric(name, target), Metric(type="External", external=source)):
+        a_plan = plan(hpa=HpaSpec(max_replicas=6, metrics=(metric,)))
+        found = simulate(a_plan, workload(rate_rps=60, duration_s=1500), latency(), seeds=(0,))
+        assert 2 <= found.metrics["replicas_max"].value <= 6
 
 
 def test_a_release_reports_its_blast_radius_per_seed() -> None:

@@ -23,7 +23,7 @@ from serving.hpa import (
 )
 from serving.promql import Aggregate, Compute, Series
 from serving.signals import SIGNALS
-from simulations.engine import DataPlane, Reading, SchedulerOptions, request_frame
+from simulations.engine import BUCKETS_S, DataPlane, Reading, SchedulerOptions, request_frame
 from simulations.metrics import Alerting, Pipeline, Telemetry, noise
 from simulations.metrics.promql import Vector, quantile, rate
 from simulations.metrics.samples import Samples
@@ -32,7 +32,9 @@ from tests.simulations.models import ENGINE, latency, workload
 LIVE = Pipeline(gpu_exporter_s=0, query_age_s=0, relist_s=0)
 
 
-def reading(running: int = 0, busy_s: float = 0.0, started_s: float = 0.0, **changes: int) -> Reading:
+def reading(
+    running: int = 0, busy_s: float = 0.0, started_s: float = 0.0, **changes: int
+) -> Reading:
     return Reading(started_s, running, 0, 0.0, busy_s, busy_s, 0.0, 0, **changes)
 
 
@@ -224,7 +226,7 @@ def test_metrics_are_seen_late_and_ttft_over_the_last_minute() -> None:
     told = found[(found["first_token_s"] > 240) & (found["first_token_s"] <= 285)]
     assert telemetry.visible(TTFT_MEAN, 299.9)[0] == pytest.approx(told["ttft_s"].mean())
     true_s = np.percentile(found["ttft_s"][found["first_token_s"] <= 285], 99)
-    bucket = [edge for edge in (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5) if edge >= true_s][0]
+    bucket = min(edge for edge in BUCKETS_S["ttft"] if edge >= true_s)
     assert bucket / 2.5 <= telemetry.visible(TTFT_P99, 300)[0] <= bucket
     assert telemetry.visible(E2E_P99, 300)[0] > telemetry.visible(TTFT_P99, 300)[0]
     assert telemetry.visible(GPU_UTILISATION, 305)[1] == 0
