@@ -30,14 +30,15 @@ class Observation:
     current: int
     """spec.replicas."""
     pods: tuple[PodStatus, ...]
-    """All that the workload's selector matches, but no spares; fewer or more than current."""
+    """All that the workload's selector matches, those being deleted too, but no spares; fewer or more
+    than current."""
     per_pod: Callable[[str], dict[int, float]]
     """A Pods metric, or a resource (cpu in cores, memory in bytes), by pod number; pods without a value
     are left out."""
     total: Callable[[str], float | None]
     """The same metric as one value, for External and Object metrics; None where there is none."""
     status_replicas: int | None = None
-    """status.replicas of the workload; None: as many as there are pods."""
+    """status.replicas of the workload: pods that are not being deleted; None: as many as there are."""
 
 
 class Controller(Protocol):

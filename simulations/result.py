@@ -74,7 +74,8 @@ class SimResult:
         per_seed: DataFrame, one row per seed, the same columns as metrics and `seed`.
         timeline: DataFrame of the first seed: t_s, offered_rps, replicas_ready, replicas_desired,
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
-        alerts: DataFrame: alert, seed, started_at_s, ended_at_s.
+        alerts: DataFrame: alert (serving/alerts.py), seed, started_at_s (it fires), ended_at_s, noise
+            (no counted request that was under way then, or in what it looks back at, broke the SLO).
         keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
         doubts: those of the latency model, and of its use beyond what it was fitted to.
         of_model: {name: share of the interval's square that is the model's uncertainty, 0 to 1}; empty

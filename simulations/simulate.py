@@ -10,13 +10,13 @@ import pandas as pd
 
 from serving.errors import InputError
 from serving.plan import Plan, Slo
-from simulations.alerts import alerts
 from simulations.autoscaler import HpaController
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet, Release, blast_radius
 from simulations.fleet.rollouts import NEW
 from simulations.latency import LatencyModel
 from simulations.limits import check_range
+from simulations.metrics import noise
 from simulations.result import BlastRadius, SimResult
 from simulations.traffic import ClosedLoop, Workload
 from simulations.uncertainty import with_draws
@@ -98,7 +98,7 @@ def _result(
         metrics=metrics,
         per_seed=per_seed,
         timeline=runs[0].timeline,
-        alerts=fired[["alert", "seed", "started_at_s", "ended_at_s"]],
+        alerts=fired[["alert", "seed", "started_at_s", "ended_at_s", "noise"]],
         keeps_slo=all(
             name not in metrics or metrics[name].high <= limit
             for name, limit in plan.slo.limits().items()
@@ -164,7 +164,7 @@ def _one_run(
     return _Run(
         metrics=_metrics(plan, fleet, counted, timeline),
         timeline=timeline,
-        alerts=alerts(requests, timeline, workload.duration_s).assign(seed=seed),
+        alerts=_alerts(plan, fleet, counted).assign(seed=seed),
         events=fleet.events(),
         blast=blast,
     )
@@ -200,6 +200,18 @@ def _metrics(
             for name in ("unfinished", "failed", "rejected", "aborted")
         },
     }
+
+
+def _alerts(plan: Plan, fleet: Fleet, counted: pd.DataFrame) -> pd.DataFrame:
+    """What fired, and whether users noticed; a request of the warm-up is nobody's."""
+    fired = fleet.alerts()
+    quiet = noise(
+        fired,
+        counted["arrived_at_s"].to_numpy(),
+        counted["end_s"].fillna(fleet.data.now_s).to_numpy(),
+        ~_meets(counted, plan.slo).to_numpy(),
+    )
+    return fired.assign(noise=np.array(quiet, dtype=bool))
 
 
 def _with_age(requests: pd.DataFrame, now_s: float) -> pd.DataFrame:

@@ -107,8 +107,8 @@ rests on; plan.json is the plan; SHA256SUMS lists every file.
 - A Prometheus operator that takes ServiceMonitors and PrometheusRules of this namespace, and
   prometheus-adapter with monitoring/prometheus-adapter.yaml in its values: without it the autoscaler
   has no metric. A namespace `monitoring` for Prometheus.
-- NVIDIA's DCGM exporter, scraped every 15 s with `honorLabels: true`, so that `pod` names the pod that
-  holds the GPU.
+- NVIDIA's DCGM exporter at its own interval of 30 s, scraped every 15 s with `honorLabels: true`, so that
+  `pod` names the pod that holds the GPU.
 - Weights: {weights}.
 - A gateway whose pods have the label `app.kubernetes.io/component: gateway`; others are not let in.
 

@@ -7,11 +7,15 @@ manifest.py    the whole object, YAML in and the same YAML out
 
 from serving.hpa.manifest import HorizontalPodAutoscaler
 from serving.hpa.names import (
+    E2E_MEAN,
+    E2E_P99,
     GPU_UTILISATION,
     KV_CACHE_USAGE,
+    REQUESTS_PER_SECOND,
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     TTFT_MEAN,
+    TTFT_P99,
 )
 from serving.hpa.quantity import Quantity, approximate, milli, quantity
 from serving.hpa.spec import (
@@ -34,11 +38,15 @@ from serving.hpa.spec import (
 from serving.hpa.validation import refusals
 
 __all__ = [
+    "E2E_MEAN",
+    "E2E_P99",
     "GPU_UTILISATION",
     "KV_CACHE_USAGE",
+    "REQUESTS_PER_SECOND",
     "REQUESTS_RUNNING",
     "REQUESTS_WAITING",
     "TTFT_MEAN",
+    "TTFT_P99",
     "UNCHECKED",
     "Behavior",
     "ContainerResourceMetric",

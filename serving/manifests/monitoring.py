@@ -2,35 +2,21 @@
 
 The Resource metric type carries cpu and memory only, so a metric of vLLM or of a GPU reaches the
 autoscaler through the adapter's rules here. vLLM's names hold a colon, which Kubernetes does not take.
-What a metric means, and the windows of the alerts, are those of the simulated fleet.
-
-The article's alerts are literal but for two things, since they would fire for ever: 500 ms binds to the
-time to the first token (a whole answer takes longer), and GPU memory above 85 % counts only together
-with a KV cache above 85 % (vLLM reserves the memory at its start).
+What a metric means is in serving/signals.py, the alerts are in serving/alerts.py: the simulated fleet
+reads the same.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from serving.hpa import (
-    GPU_UTILISATION,
-    KV_CACHE_USAGE,
-    REQUESTS_RUNNING,
-    REQUESTS_WAITING,
-    TTFT_MEAN,
-)
+from serving.alerts import ALERTS, Alert
 from serving.manifests.kubernetes import app_name, labels
 from serving.plan import Plan
+from serving.promql import text
+from serving.signals import SCRAPE_INTERVAL_S, SIGNALS
 
-_SOURCES = {
-    REQUESTS_RUNNING: "vllm:num_requests_running",
-    REQUESTS_WAITING: "vllm:num_requests_waiting",
-    KV_CACHE_USAGE: "vllm:kv_cache_usage_perc",
-}
-_SUMMED = (REQUESTS_RUNNING, REQUESTS_WAITING)
-_TTFT = "vllm:time_to_first_token_seconds"
-_SCRAPE_INTERVAL = "15s"
+_SCRAPE_INTERVAL = f"{SCRAPE_INTERVAL_S}s"
 
 
 def adapter_rules(plan: Plan) -> dict[str, Any]:
@@ -48,29 +34,30 @@ def adapter_rules(plan: Plan) -> dict[str, Any]:
 
 
 def _pods_rule(name: str) -> dict[str, Any]:
-    """Mean over the series of a pod (its engines, its GPUs)."""
+    """The metric of each pod; one that is no signal of ours is averaged over the pod's series."""
+    signal = SIGNALS.get(name)
+    query = "avg(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)"
+    if signal is not None:
+        query = text(signal.per_pod, scope="<<.LabelMatchers>>", pod="<<.GroupBy>>")
     return {
-        "seriesQuery": f'{_SOURCES.get(name, name)}{{namespace!="",pod!=""}}',
+        "seriesQuery": f'{name if signal is None else signal.source}{{namespace!="",pod!=""}}',
         "resources": {
             "overrides": {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}
         },
         "name": {"as": name},
-        "metricsQuery": "avg(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)",
+        "metricsQuery": query,
     }
 
 
 def _external_rule(name: str, plan: Plan) -> dict[str, Any]:
-    """One value over the pods of the plan: requests are summed, shares are averaged."""
-    scope = _pods_of(plan)
-    over_all = f"<<.Series>>{{<<.LabelMatchers>>,{scope}}}"
-    query = f"{'sum' if name in _SUMMED else 'avg'}({over_all})"
-    if name == TTFT_MEAN:
-        query = " / ".join(
-            f"sum(rate({_TTFT}_{part}{{<<.LabelMatchers>>,{scope}}}[1m]))"
-            for part in ("sum", "count")
-        )
+    """One value over the pods of the plan."""
+    signal, scope = SIGNALS.get(name), _pods_of(plan)
+    matchers = f"<<.LabelMatchers>>,{scope}"
+    query = f"avg(<<.Series>>{{{matchers}}})"
+    if signal is not None:
+        query = text(signal.total, scope=matchers)
     return {
-        "seriesQuery": f'{_SOURCES.get(name, name)}{{namespace!="",{scope}}}',
+        "seriesQuery": f'{name if signal is None else signal.source}{{namespace!="",{scope}}}',
         "resources": {"overrides": {"namespace": {"resource": "namespace"}}},
         "name": {"as": name},
         "metricsQuery": query,
@@ -119,98 +106,16 @@ def scrape_config() -> dict[str, Any]:
 
 
 def _groups(scope: str) -> dict[str, Any]:
-    """The recording rule of the mean TTFT and the alerts, over series that match."""
-    # A replica without a first token in the last minute has no mean, rather than one of 0 / 0.
-    recorded = {
-        "record": TTFT_MEAN,
-        "expr": f"rate({_of(f'{_TTFT}_sum', scope)}[1m])"
-        f" / (rate({_of(f'{_TTFT}_count', scope)}[1m]) > 0)",
-    }
-    return {
-        "groups": [
-            {"name": "vllm-records", "interval": _SCRAPE_INTERVAL, "rules": [recorded]},
-            {"name": "vllm-alerts", "interval": _SCRAPE_INTERVAL, "rules": _alerts(scope)},
-        ]
-    }
+    """The alerts, over series that match."""
+    rules = [_rule(alert, scope) for alert in ALERTS]
+    return {"groups": [{"name": "vllm-alerts", "interval": _SCRAPE_INTERVAL, "rules": rules}]}
 
 
-def _of(metric: str, *matchers: str) -> str:
-    """PromQL of the series of a metric."""
-    kept = ",".join(matcher for matcher in matchers if matcher)
-    return f"{metric}{{{kept}}}" if kept else metric
-
-
-def _alerts(scope: str) -> list[dict[str, Any]]:
-    ttft_sum, ttft_count = _of(f"{_TTFT}_sum", scope), _of(f"{_TTFT}_count", scope)
-    buckets = _of(f"{_TTFT}_bucket", scope)
-    used, free = _of("DCGM_FI_DEV_FB_USED", scope), _of("DCGM_FI_DEV_FB_FREE", scope)
-    kv_usage = _of(_SOURCES[KV_CACHE_USAGE], scope)
-    finished = _of("vllm:request_success_total", scope)
-    return [
-        _alert(
-            "LatencyMeanHigh",
-            f"sum(rate({ttft_sum}[1m])) / sum(rate({ttft_count}[1m])) > 0.5",
-            summary="Mean time to first token is above 500 ms.",
-            runbook="Look at vllm:num_requests_waiting: if it grows and the autoscaler is at"
-            " maxReplicas, raise it; if new replicas are pending, free GPUs.",
-        ),
-        _alert(
-            "LatencyP99High",
-            f"histogram_quantile(0.99, sum(rate({buckets}[5m])) by (le)) > 0.5",
-            summary="P99 time to first token is above 500 ms.",
-            runbook="If the mean is low, look for long prompts and for one slow replica; else as for"
-            " LatencyMeanHigh.",
-        ),
-        _alert(
-            "GpuUtilisationHigh",
-            f"avg({_of(GPU_UTILISATION, scope)}) > 85",
-            lasting="5m",
-            summary="GPUs have been busy above 85 % for 5 minutes.",
-            runbook="Act only if latency is high too: a GPU counts as busy with a single request.",
-        ),
-        _alert(
-            "GpuMemoryHigh",
-            f"avg({used} / ({used} + {free})) > 0.85 and on() avg({kv_usage}) > 0.85",
-            lasting="5m",
-            summary="GPU memory and KV cache have been above 85 % for 5 minutes.",
-            runbook="Requests will wait or be recomputed: add replicas or shorten contexts.",
-        ),
-        _alert(
-            "ErrorsHigh",
-            _error_share(scope, finished),
-            summary="More than 1 % of the requests fail or time out.",
-            runbook="Read the pods' logs and restarts; after a rollout, undo it. Aborts are clients"
-            " that gave up: check latency and their time limits.",
-        ),
-        _alert(
-            "RequestsDropped",
-            f"(sum(rate({finished}[5m])) or vector(0)) < 0.8 * sum(rate({finished}[5m] offset 5m))",
-            summary="Request volume fell by more than 20 % within 5 minutes.",
-            runbook="Check the gateway, DNS and the replicas' readiness. At few requests a fall of"
-            " 20 % is chance.",
-        ),
-    ]
-
-
-def _error_share(scope: str, finished: str) -> str:
-    """Answers that begin with an error, or streams that end with one: vLLM counts them apart."""
-    failed = _of("vllm:request_success_total", scope, 'finished_reason=~"abort|error"')
-    path = 'handler=~"/v1/.*"'
-    answers = _of("http_requests_total", scope, path)
-    refused = _of("http_requests_total", scope, path, 'status=~"5.*"')
-    return (
-        f"sum(rate({refused}[5m])) / sum(rate({answers}[5m])) > 0.01"
-        f" or sum(rate({failed}[5m])) / sum(rate({finished}[5m])) > 0.01"
-    )
-
-
-def _alert(
-    name: str, expression: str, *, summary: str, runbook: str, lasting: str | None = None
-) -> dict[str, Any]:
-    alert: dict[str, Any] = {"alert": name, "expr": expression}
-    if lasting is not None:
-        alert["for"] = lasting
-    return alert | {
-        "labels": {"severity": "page"},
-        "annotations": {"summary": summary, "runbook": runbook},
+def _rule(alert: Alert, scope: str) -> dict[str, Any]:
+    rule: dict[str, Any] = {"alert": alert.name, "expr": text(alert.expression, scope=scope)}
+    if alert.for_s:
+        rule["for"] = f"{alert.for_s}s"
+    return rule | {
+        "labels": {"severity": alert.severity},
+        "annotations": {"summary": alert.summary, "runbook": alert.runbook},
     }

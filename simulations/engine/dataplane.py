@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
+
+_FIELDS = REPLICA.names or ()
+_BUCKETS = {name: len(edges) + 1 for name, edges in BUCKETS_S.items()}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Reading:
     """Observations by bucket, the last above all edges: see BUCKETS_S. {} where they are off."""
 
 
+@cache
 def _announce() -> None:
     """One line where somebody looks, before the compiler makes them wait: once a machine."""
     core: Any = run_until
@@ -259,21 +264,16 @@ class DataPlane:
     def read(self, row: int) -> Reading:
         """A replica's gauges and counters now; of the step in flight, the part that is over."""
         # All fields at once: one by one they would cost more than the engine.
-        state = dict(zip(REPLICA.fields or (), self._state.replicas[row].item(), strict=True))
-        busy_s, active_s = state["busy_s"], state["active_s"]
-        for step in range(state["updated"] + 1, state["step"] + 1):
-            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
-            elapsed_s = max(0.0, self.now_s - start_s)
-            active_s += elapsed_s
-            busy_s += min(elapsed_s, flight_s)
-        counts = self._state.counts[row]
+        state = dict(zip(_FIELDS, self._state.replicas[row].item(), strict=True))
+        busy_s, active_s = self._in_flight(row, state["updated"], state["step"])
+        counts = self._state.counts[row].copy()
         return Reading(
             started_s=self._started_s[row],
             running=state["n_running"],
             waiting=state["n_waiting"] + state["n_inbox"],
             kv_usage=1 - state["free_blocks"] / self._limits.usable_blocks,
-            busy_s=busy_s,
-            active_s=active_s,
+            busy_s=state["busy_s"] + busy_s,
+            active_s=state["active_s"] + active_s,
             ttft_sum_s=state["ttft_sum_s"],
             ttft_count=state["ttft_count"],
             tpot_sum_s=state["tpot_sum_s"],
@@ -286,7 +286,23 @@ class DataPlane:
             rejected=state["rejected"],
             failed=state["failed"],
             histograms={
-                name: counted[: len(BUCKETS_S[name]) + 1].copy()
-                for name, counted in zip(BUCKETS_S, counts, strict=False)
+                name: counted[:size]
+                for (name, size), counted in zip(_BUCKETS.items(), counts, strict=False)
             },
         )
+
+    def busy(self, row: int) -> tuple[float, float]:
+        """Seconds that a replica has been busy until now, and when it started: a cheap part of `read`."""
+        state = self._state.replicas[row]
+        busy_s, _ = self._in_flight(row, int(state["updated"]), int(state["step"]))
+        return float(state["busy_s"]) + busy_s, self._started_s[row]
+
+    def _in_flight(self, row: int, updated: int, decided: int) -> tuple[float, float]:
+        """Busy and active seconds of the steps under way, until now."""
+        busy_s = active_s = 0.0
+        for step in range(updated + 1, decided + 1):
+            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
+            elapsed_s = max(0.0, self.now_s - start_s)
+            active_s += elapsed_s
+            busy_s += min(elapsed_s, flight_s)
+        return busy_s, active_s

@@ -4,7 +4,7 @@ cluster.py    what a plan runs on            nodes.py     machines: packing, pro
 pods.py       the life of a pod              faults.py    crashes, OOM kills, restarts
 rollouts.py   strategies, and Kubernetes' arithmetic      releases.py  a rollout as it happens
 analysis.py   is the new version worse?      blast.py     whom a release touched
-watch.py      scrapes, timeline              fleet.py     all of it together
+watch.py      timeline; feeds ../metrics     fleet.py     all of it together
 plane.py      the seam to the data plane     streams.py   a random stream for each source
 """
 

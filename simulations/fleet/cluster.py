@@ -10,6 +10,7 @@ from serving.manifests.kubernetes import PRE_STOP_S, SHUTDOWN_S
 from serving.values import Value
 from simulations.fleet.faults import Faults
 from simulations.fleet.nodes import NodePool
+from simulations.metrics.pipeline import Pipeline
 
 _ROUNDING = 1e-9
 
@@ -63,10 +64,8 @@ class Cluster(Value):
 
     sync_period_s: float = Field(15.0, gt=0)
     """Between two reconciles of the autoscaler; their phase is drawn from the seed."""
-    scrape_interval_s: float = Field(15.0, gt=0)
-    """Between two readings of the pods, GPU exporter included; their phase is drawn too."""
-    metrics_delay_s: float = Field(5.0, ge=0)
-    """From a reading to the autoscaler being able to see it: exporter, storage, adapter."""
+    metrics: Pipeline = Pipeline()
+    """From the pods to the autoscaler: exporter, scrapes, adapter; their phases are drawn too."""
     max_gpus: int | None = Field(None, ge=1)
     """Pods beyond this stay Pending until a GPU is given back; None is no limit."""
     nodes: NodePool | None = None

@@ -31,6 +31,7 @@ from simulations.fleet.rollouts import NEW, Release
 from simulations.fleet.streams import Streams
 from simulations.fleet.watch import Watch
 from simulations.latency import LatencyModel
+from simulations.metrics import Alerting, Telemetry
 from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
@@ -76,10 +77,14 @@ class Fleet:
         self._release = release
         # Drawn whether or not they are used, so that every plan sees the same phases.
         self._sync_phase_s = rng.uniform(0, cluster.sync_period_s)
-        self._scrape_phase_s = rng.uniform(0, cluster.scrape_interval_s)
+        pipeline = cluster.metrics
+        self._scrape_phase_s = rng.uniform(0, pipeline.scrape_interval_s)
+        self._exporter_phase_s = rng.uniform(0, pipeline.gpu_exporter_s)
+        relist_phase_s = rng.uniform(0, pipeline.relist_s)
+        evaluation_phase_s = rng.uniform(0, pipeline.evaluation_interval_s)
         streams = Streams(rng)
         if data is None:
-            data = _engine(plan, schedule, latency, release, streams)
+            data = _engine(plan, schedule, latency, streams)
         self.data = data
         self.desired = self._initial()
         self._wanted_log = [(0.0, self.desired + plan.warm_spares)]
@@ -104,7 +109,23 @@ class Fleet:
             changed=self._changed,
             release=release,
         )
-        self.watch = Watch(env, self.data, self.pods, delay_s=cluster.metrics_delay_s)
+        telemetry = Telemetry(
+            pipeline,
+            memory_share=plan.engine.gpu_memory_utilization,
+            relist_phase_s=relist_phase_s,
+        )
+        self.watch = Watch(
+            env,
+            self.data,
+            self.pods,
+            telemetry,
+            Alerting(
+                telemetry,
+                interval_s=pipeline.evaluation_interval_s,
+                phase_s=evaluation_phase_s,
+            ),
+            slots=pipeline.scrape_slots,
+        )
         self.rollout = Rollout(
             env,
             self.pods,
@@ -136,6 +157,8 @@ class Fleet:
             self.pods.create(started=True)
         self._env.process(self._tend())
         self._env.process(self._scrape())
+        if self.cluster.metrics.gpu_exporter_s > 0:
+            self._env.process(self._collect())
         if self._controller is not None:
             self._env.process(self._autoscale(self._controller))
         if self.cluster.activation is not None:
@@ -211,18 +234,29 @@ class Fleet:
     # -- loops -----------------------------------------------------------------------------------
 
     def _scrape(self) -> Process:
+        pipeline = self.cluster.metrics
         yield self._env.timeout(self._scrape_phase_s)
         while True:
+            for slot in range(pipeline.scrape_slots):
+                self._settle()
+                self.watch.scrape(slot, self.desired)
+                yield self._env.timeout(pipeline.scrape_interval_s / pipeline.scrape_slots)
+
+    def _collect(self) -> Process:
+        yield self._env.timeout(self._exporter_phase_s)
+        while True:
             self._settle()
-            self.watch.scrape(self.desired)
-            yield self._env.timeout(self.cluster.scrape_interval_s)
+            self.watch.collect()
+            yield self._env.timeout(self.cluster.metrics.gpu_exporter_s)
 
     def _autoscale(self, controller: Controller) -> Process:
         yield self._env.timeout(self._sync_phase_s)
         while True:
             self._settle()
-            shown = self._shown(self.rollout.observed())
-            self._scale(controller.desired(self.watch.observe(shown, self.desired)))
+            versions = self.rollout.observed()
+            shown, ending = self._shown(versions), self.pods.ending(*versions)
+            seen = self.watch.observe(shown, ending, self.desired)
+            self._scale(controller.desired(seen))
             yield self._env.timeout(self.cluster.sync_period_s)
 
     def _activate(self, rule: Activation) -> Process:
@@ -278,6 +312,10 @@ class Fleet:
         beyond_s = held_beyond_s(bound, self._wanted_log, self._release.at_s, until_s)
         return beyond_s * self.plan.gpus_per_replica / 3600
 
+    def alerts(self) -> pd.DataFrame:
+        """What fired until the end of the traffic: alert, started_at_s, ended_at_s."""
+        return self.watch.alerting.fired(self.duration_s)
+
     def events(self) -> pd.DataFrame:
         """What happened to pods: t_s, event, pod, node (-1: none yet)."""
         return pd.DataFrame(self.pods.events, columns=["t_s", "event", "pod", "node"])
@@ -287,7 +325,6 @@ def _engine(
     plan: Plan,
     schedule: Schedule,
     latency: LatencyModel,
-    release: Release | None,
     streams: Streams,
 ) -> DataPlane:
     """The engine twin. A plan is judged by what its steps take, not by the machine's bad moments."""
@@ -296,7 +333,7 @@ def _engine(
         latency,
         SchedulerOptions.of(plan.engine, latency),
         gateway=plan.gateway,
-        histograms=release is not None,
+        histograms=True,
         noise=False,
         seed=int(streams.of("gateway").integers(2**31)),
     )

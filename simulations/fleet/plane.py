@@ -70,3 +70,7 @@ class Plane(Protocol):
     def read(self, row: int) -> Reading:
         """A replica's gauges and counters now."""
         ...
+
+    def busy(self, row: int) -> tuple[float, float]:
+        """Seconds that it has been busy until now, and when it started."""
+        ...

@@ -49,7 +49,14 @@ class Pod:
 
     def status(self) -> PodStatus:
         """As the API server has it."""
-        return PodStatus(self.number, self.phase, self.ready, self.started_s, self.ready_changed_s)
+        return PodStatus(
+            self.number,
+            self.phase,
+            self.ready,
+            self.started_s,
+            self.ready_changed_s,
+            self.deleted,
+        )
 
     @property
     def loading(self) -> bool:

@@ -87,6 +87,10 @@ class Pods:
     def ready(self, *versions: int) -> list[Pod]:
         return [pod for pod in self.kept(*versions) if pod.row >= 0]
 
+    def ending(self, *versions: int) -> list[Pod]:
+        """Pods that are being deleted."""
+        return [p for p in self.alive if p.deleted and p.version in versions]
+
     def resize(self, version: int, count: int) -> None:
         """So many pods of a version; those that are ready shortest, or not at all, go first."""
         kept = self.kept(version)

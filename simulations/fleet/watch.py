@@ -7,53 +7,107 @@ from collections.abc import Iterable
 import simpy
 
 from simulations.control import Observation
+from simulations.engine import Reading
 from simulations.fleet.plane import Plane
 from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
-from simulations.telemetry import Scrape, Telemetry
+from simulations.metrics import Alerting, Telemetry, busy_share
 
 
 class Watch:
-    """Scrapes all pods every interval; one row of the timeline for each time."""
+    """Scrapes the pods, some at each slot of the interval; one row of the timeline per interval."""
 
-    def __init__(self, env: simpy.Environment, data: Plane, pods: Pods, *, delay_s: float) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        data: Plane,
+        pods: Pods,
+        telemetry: Telemetry,
+        alerting: Alerting,
+        *,
+        slots: int = 1,
+    ) -> None:
         self._env = env
         self._data = data
         self._pods = pods
-        self._telemetry = Telemetry(delay_s)
+        self._telemetry = telemetry
+        self._slots = slots
         self._arrived = 0
+        self._buried = 0
+        self._busy: dict[Pod, float] = {}
+        self.alerting = alerting
         self.rows: list[dict[str, float]] = []
 
-    def scrape(self, desired: int) -> None:
-        """Read every pod now."""
-        readings = {pod.number: reading for pod, reading in self._pods.readings().items()}
+    def collect(self) -> None:
+        """The GPU exporters read their devices now."""
+        found = {pod.number: self._data.busy(pod.row) for pod in self._pods.alive if pod.row >= 0}
         loading = [pod.number for pod in self._pods.alive if pod.loading]
-        found = self._telemetry.scrape(self._env.now, readings, loading)
-        self._note(found, desired)
-        self._arrived = self._data.arrived
+        self._telemetry.collect(self._env.now, found, loading)
 
-    def _note(self, found: Scrape, desired: int) -> None:
-        readings = list(found.readings.values())
+    def scrape(self, slot: int, desired: int) -> None:
+        """Read the pods of a slot now; at the first, a row of the timeline."""
+        now_s = self._env.now
+        self._bury()
+        self.alerting.catch_up(now_s)
+        due = [pod for pod in self._pods.alive if pod.number % self._slots == slot]
+        if slot == 0:
+            found = self._pods.readings()
+            self._note(found, desired)
+        else:
+            found = {pod: self._data.read(pod.row) for pod in due if pod.row >= 0}
+        running = [pod for pod in due if pod.row < 0 and pod.phase == "Running"]
+        self._telemetry.scrape(
+            now_s,
+            {pod.number: found[pod] for pod in due if pod.row >= 0},
+            [pod.number for pod in running if pod.loading],
+            [pod.number for pod in running if not pod.loading],
+        )
+
+    def _bury(self) -> None:
+        """The series of pods that are gone since then end at their times."""
+        for pod in self._pods.gone[self._buried :]:
+            self._telemetry.vanish(pod.gone_s, pod.number)
+        self._buried = len(self._pods.gone)
+
+    def _note(self, found: dict[Pod, Reading], desired: int) -> None:
         since_s = self.rows[-1]["t_s"] if self.rows else 0.0
-        lasted_s = found.at_s - since_s
+        lasted_s = self._env.now - since_s
         arrivals = self._data.arrived - self._arrived
+        readings = found.values()
         self.rows.append(
             {
-                "t_s": found.at_s,
+                "t_s": self._env.now,
                 "offered_rps": arrivals / lasted_s if lasted_s > 0 else 0.0,
                 "replicas_ready": len(self._pods.ready()),
                 "replicas_desired": desired,
                 "requests_running": sum(r.running for r in readings),
                 "requests_waiting": sum(r.waiting for r in readings) + self._data.at_gateway,
                 "kv_cache_usage": _mean(r.kv_usage for r in readings),
-                "gpu_utilisation": _mean(found.utilisation[pod] for pod in found.readings),
+                "gpu_utilisation": _mean(self._utilisation(found, since_s)),
             }
         )
+        self._arrived = self._data.arrived
+        self._busy = {pod: reading.busy_s for pod, reading in found.items()}
 
-    def observe(self, shown: list[Pod], desired: int) -> Observation:
-        """What the autoscaler finds now of the pods that it scales."""
+    def _utilisation(self, found: dict[Pod, Reading], since_s: float) -> Iterable[float]:
+        """Of each pod since the last row, or since its start."""
+        for pod, reading in found.items():
+            busy_s, from_s = self._busy.get(pod, 0.0), since_s
+            if pod not in self._busy or reading.started_s > since_s:
+                busy_s, from_s = 0.0, reading.started_s
+            yield busy_share(reading.busy_s - busy_s, self._env.now - from_s)
+
+    def observe(self, shown: list[Pod], ending: list[Pod], desired: int) -> Observation:
+        """What the autoscaler finds now.
+
+        Args:    shown: the pods that it scales.
+                 ending: those that are being deleted, which its selector still matches.
+        """
         now_s = self._env.now
-        numbers = {pod.number for pod in shown}
+        self._bury()
+        listed = [*shown, *ending]
+        numbers = {pod.number for pod in listed}
+        spares = [pod.number for pod in self._pods.alive if pod.number not in numbers]
 
         def per_pod(metric: str) -> dict[int, float]:
             values = self._telemetry.visible(metric, now_s)
@@ -62,9 +116,10 @@ class Watch:
         return Observation(
             now_s=now_s,
             current=desired,
-            pods=tuple(pod.status() for pod in shown),
+            pods=tuple(pod.status() for pod in listed),
             per_pod=per_pod,
-            total=lambda metric: self._telemetry.over_all(metric, numbers, now_s),
+            total=lambda metric: self._telemetry.over_all(metric, now_s, spares),
+            status_replicas=len(shown),
         )
 
 

@@ -12,6 +12,8 @@ import yaml
 
 from serving.hpa import TTFT_MEAN
 from serving.manifests import render
+from serving.promql import text
+from serving.signals import SIGNALS
 
 from .plans import plan
 
@@ -104,10 +106,14 @@ CASES: dict[str, tuple[list[Any], set[str]]] = {
     "busy for a moment": ([gauge("DCGM_FI_DEV_GPU_UTIL", 90, 4)], set()),
     "memory and cache full": (memory(0.92, 0.9, 7), {"GpuMemoryHigh"}),
     "cache full for a moment": (memory(0.92, 0.9, 4), set()),
-    "aborted": ([finished("stop", 580), finished("abort", 20)], {"ErrorsHigh"}),
-    "refused": ([answers("2xx", 580), answers("5xx", 20), finished("stop", 580)], {"ErrorsHigh"}),
+    "aborted": ([finished("stop", 580), finished("abort", 20)], {"TimeoutRateHigh"}),
+    "refused": (
+        [answers("2xx", 580), answers("5xx", 20), finished("stop", 580)],
+        {"ErrorRateHigh"},
+    ),
+    "broken streams": ([finished("stop", 580), finished("error", 20)], {"ErrorRateHigh"}),
     "bad requests": ([answers("2xx", 500), answers("4xx", 100)], set()),
-    "stopped": ([finished("stop", 600, then=0)], {"RequestsDropped"}),
+    "stopped": ([finished("stop", 600, then=0)], {"RequestVolumeFell"}),
     "a little less": ([finished("stop", 600, then=500)], set()),
 }
 
@@ -159,11 +165,17 @@ def test_the_mean_ttft_is_per_pod_and_absent_where_nothing_came(
     still = [
         {"series": f"{TTFT}_{part}{{{idle}}}", "values": "7+0x80"} for part in ("sum", "count")
     ]
-    expected = [{"labels": f"{TTFT_MEAN}{{{POD}}}", "value": 0.5}]
+    expected = [{"labels": f"{{{POD}}}", "value": 0.5}]
     case = {
         "interval": "15s",
         "input_series": [*busy, *still],
-        "promql_expr_test": [{"expr": TTFT_MEAN, "eval_time": "20m", "exp_samples": expected}],
+        "promql_expr_test": [
+            {
+                "expr": text(SIGNALS[TTFT_MEAN].per_pod),
+                "eval_time": "20m",
+                "exp_samples": expected,
+            }
+        ],
     }
     _run(rules, case, tmp_path)
 

@@ -15,9 +15,21 @@ import pandas as pd
 import pytest
 
 from serving.errors import InfeasibleError, InputError
-from serving.hpa import GPU_UTILISATION, REQUESTS_RUNNING, HpaSpec, pods_metric
+from serving.hpa import (
+    E2E_P99,
+    GPU_UTILISATION,
+    REQUESTS_PER_SECOND,
+    REQUESTS_RUNNING,
+    TTFT_MEAN,
+    ExternalMetric,
+    HpaSpec,
+    Metric,
+    MetricIdentifier,
+    Target,
+    pods_metric,
+    quantity,
+)
 from serving.plan import Slo
-from simulations.alerts import GPU_BUSY, MEAN_TTFT, P99_TTFT, VOLUME_DROP, alerts
 from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
 from simulations.engine import percentiles, simulate_workload
 from simulations.fleet import Canary, Cluster, Release, RollingUpdate
@@ -85,7 +97,8 @@ def test_the_result_is_whole_and_the_inputs_are_left_alone() -> None:
     assert found.timeline["offered_rps"].mean() == pytest.approx(10, rel=0.1)
     assert found.keeps_slo
     # The article's rule on GPU utilisation fires on a fleet that is at a fifth of its capacity.
-    assert set(found.alerts["alert"]) == {GPU_BUSY}
+    assert set(found.alerts["alert"]) == {"GpuUtilisationHigh"}
+    assert found.alerts["noise"].all()
     shares = [share for _, share in said]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
@@ -97,7 +110,9 @@ def test_an_overloaded_fleet_breaks_the_slo_and_says_so() -> None:
     assert not found.keeps_slo
     assert found.metrics["slo_attainment"].value < 0.5
     assert found.metrics["gpu_utilisation_mean"].value > 0.9
-    assert {MEAN_TTFT, P99_TTFT, GPU_BUSY} <= set(found.alerts["alert"])
+    fired = {"LatencyMeanHigh", "LatencyP99High", "GpuUtilisationHigh"}
+    assert fired <= set(found.alerts["alert"])
+    assert not found.alerts["noise"].any()
 
 
 def test_unanswered_requests_count_with_their_age() -> None:
@@ -151,6 +166,18 @@ def test_gpu_utilisation_scales_to_the_maximum_where_the_queue_does_not() -> Non
     assert by_busy.metrics["gpu_hours"].low > 2 * by_running.metrics["gpu_hours"].high
 
 
+@pytest.mark.parametrize("name", [TTFT_MEAN, E2E_P99, REQUESTS_PER_SECOND])
+def test_latency_and_rate_scale_a_fleet_that_is_too_small(name: str) -> None:
+    """One replica carries some 40 of 60 rps; as Pods and as External metric."""
+    target = {TTFT_MEAN: 0.1, E2E_P99: 2.0, REQUESTS_PER_SECOND: 30}[name]
+    value = Target(type="AverageValue", average_value=quantity(target))
+    source = ExternalMetric(metric=MetricIdentifier(name=name), target=value)
+    for metric in (pods_metric(name, target), Metric(type="External", external=source)):
+        a_plan = plan(hpa=HpaSpec(max_replicas=6, metrics=(metric,)))
+        found = simulate(a_plan, workload(rate_rps=60, duration_s=1500), latency(), seeds=(0,))
+        assert 2 <= found.metrics["replicas_max"].value <= 6
+
+
 def test_a_release_reports_its_blast_radius_per_seed() -> None:
     """The same faulty version: everybody's with a rolling update, a few requests' with a canary."""
     load = workload(rate_rps=40, duration_s=1800)
@@ -191,23 +218,6 @@ def test_errors_that_clients_send_again_are_counted_as_errors() -> None:
     # Of a request 0.2^4 are left; sent again it is drawn again.
     assert radius.failed < 0.01 * radius.touched
     assert radius.errors == pytest.approx((0.2 / 0.8) * radius.touched, rel=0.1)
-
-
-def test_alerts_by_hand() -> None:
-    """TTFT is 0.6 s in minutes 10 and 11; traffic halves at 1500 s; the GPU is full from 600 s."""
-    sent = np.concatenate([np.arange(0, 1500, 1.0), np.arange(1500, 3000, 2.0)])
-    ttft_s = np.where((sent >= 600) & (sent < 719), 0.6, 0.1)
-    requests = pd.DataFrame(
-        {"arrived_at_s": sent, "ttft_s": ttft_s, "first_token_s": sent + ttft_s}
-    )
-    t_s = np.arange(0.0, 3000.0, 15.0)
-    timeline = pd.DataFrame({"t_s": t_s, "gpu_utilisation": np.where(t_s >= 600, 0.9, 0.5)})
-    found = alerts(requests, timeline, 3000).set_index("alert")
-    assert tuple(found.loc[MEAN_TTFT]) == (600, 720)
-    assert tuple(found.loc[P99_TTFT]) == (600, 900)
-    assert tuple(found.loc[GPU_BUSY]) == (900, 2985)
-    assert tuple(found.loc[VOLUME_DROP]) == (1500, 1800)
-    assert len(found) == 4
 
 
 def test_capacity_is_where_the_slo_breaks() -> None:

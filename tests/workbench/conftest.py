@@ -237,7 +237,7 @@ def sim_result(name: str, gpu_hours: float) -> SimResult:
                 "gpu_utilisation": 60.0,
             }
         ),
-        alerts=pd.DataFrame(columns=["alert", "seed", "started_at_s", "ended_at_s"]),
+        alerts=pd.DataFrame(columns=["alert", "seed", "started_at_s", "ended_at_s", "noise"]),
         keeps_slo=True,
     )
 

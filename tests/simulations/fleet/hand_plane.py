@@ -127,6 +127,9 @@ class HandPlane:
             histograms={"tpot": r.tpot.copy()},
         )
 
+    def busy(self, row: int) -> tuple[float, float]:
+        return self._rows[row].busy_s, self._rows[row].started_s
+
     def advance(
         self,
         until_s: float,

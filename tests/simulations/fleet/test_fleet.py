@@ -6,22 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.errors import InputError
 from serving.hpa import (
-    GPU_UTILISATION,
     REQUESTS_RUNNING,
-    REQUESTS_WAITING,
-    TTFT_MEAN,
     HpaSpec,
     pods_metric,
 )
 from serving.plan import Plan
 from simulations.autoscaler import HpaController
+from simulations.control import Observation
 from simulations.engine import DataPlane, SchedulerOptions, request_frame, simulate_replica
-from simulations.fleet import Cluster, Fleet
+from simulations.fleet import Cluster, Fleet, Termination
 from simulations.latency import LatencyModel
-from simulations.telemetry import Telemetry
+from simulations.metrics import Pipeline
 from simulations.traffic import Schedule
+from tests.simulations.fleet.made import Script, even, fleet
 from tests.simulations.models import ENGINE, latency, plan, workload
 
 DURATION_S = 1800.0
@@ -185,19 +183,48 @@ def test_gpu_utilisation_is_busy_with_anything_at_all() -> None:
     assert steady["gpu_utilisation"].mean() == pytest.approx((99 * 5.5e-3 + 6.9e-3) / 0.6, rel=0.03)
 
 
-def test_metrics_are_seen_late_and_ttft_over_the_last_minute() -> None:
-    schedule = workload(rate_rps=10, duration_s=400).schedule()
-    data = DataPlane(schedule, latency(), SchedulerOptions.of(ENGINE, latency()))
-    row = data.add()
-    telemetry = Telemetry(delay_s=5)
-    for t_s in np.arange(15.0, 301.0, 15.0):
-        data.advance(float(t_s), [row])
-        telemetry.scrape(float(t_s), {0: data.read(row)}, [1])
-    assert telemetry.visible(REQUESTS_WAITING, 19.9) == {}
-    found = request_frame(data.requests)
-    last_minute = found[(found["first_token_s"] > 225) & (found["first_token_s"] <= 285)]
-    assert telemetry.visible(TTFT_MEAN, 304.9)[0] == pytest.approx(last_minute["ttft_s"].mean())
-    assert telemetry.visible(GPU_UTILISATION, 305)[1] == 0
-    assert 0 < telemetry.visible(GPU_UTILISATION, 305)[0] <= 100
-    with pytest.raises(InputError, match="not simulated"):
-        telemetry.visible("nvidia.com/gpu", 300)
+class Notes(Script):
+    """Keeps what the autoscaler was shown."""
+
+    def __init__(self, *asks: tuple[float, int]) -> None:
+        super().__init__(*asks)
+        self.seen: list[tuple[Observation, dict[int, float], float | None]] = []
+
+    def desired(self, seen: Observation) -> int:
+        per_pod = seen.per_pod(REQUESTS_RUNNING)
+        self.seen.append((seen, per_pod, seen.total(REQUESTS_RUNNING)))
+        return super().desired(seen)
+
+
+def test_pods_that_are_being_deleted_are_listed_and_not_counted() -> None:
+    """As the API server has them: the selector matches them, status.replicas leaves them out."""
+    notes = Notes((0, 3), (600, 1))
+    cluster = Cluster(initial_replicas=3, termination=Termination(pre_stop_s=100, grace_s=200))
+    hpa = HpaSpec(max_replicas=3, metrics=(pods_metric(REQUESTS_RUNNING, 1),))
+    fleet(even(5, 900), cluster=cluster, controller=notes, a_plan=plan(hpa=hpa), duration_s=900)
+    for seen, per_pod, total in notes.seen:
+        gone = [pod for pod in seen.pods if pod.deleted]
+        draining = 620 < seen.now_s < 690
+        assert len(gone) == 2 if draining else not gone or 600 <= seen.now_s <= 720
+        assert seen.status_replicas == len(seen.pods) - len(gone)
+        if draining:
+            assert all(pod.ready for pod in gone)
+            assert len(per_pod) == 3
+        if per_pod:
+            assert total == sum(per_pod.values())
+
+
+def test_pods_may_be_scraped_at_offsets() -> None:
+    """Two of three slots later the third pod has no sample yet; the timeline has all of them."""
+    notes = Notes((0, 3))
+    cluster = Cluster(
+        initial_replicas=3, sync_period_s=1, metrics=Pipeline(scrape_slots=3, query_age_s=0)
+    )
+    hpa = HpaSpec(max_replicas=3, metrics=(pods_metric(REQUESTS_RUNNING, 1),))
+    _, _, timeline = fleet(
+        even(5, 300), cluster=cluster, controller=notes, a_plan=plan(hpa=hpa), duration_s=300
+    )
+    counts = [len(per_pod) for _, per_pod, _ in notes.seen]
+    assert set(counts) >= {1, 2, 3}
+    assert counts == sorted(counts)
+    assert np.diff(timeline["t_s"]) == pytest.approx(15)

@@ -1,0 +1,78 @@
+"""Which series a pod shows, in vLLM's and the DCGM exporter's own names, and where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from serving.alerts import ANSWERS, MEMORY_FREE, MEMORY_USED
+from serving.signals import E2E, FINISHED, GPU_BUSY, KV_USAGE, RUNNING, TTFT, WAITING
+from simulations.engine import BUCKETS_S, Reading
+from simulations.metrics.promql import Columns, Labels
+from simulations.metrics.samples import Flags, FloatArray, Samples
+
+_HISTOGRAMS = {TTFT: "ttft", E2E: "e2e"}
+_HANDLER = {"handler": "/v1/chat/completions"}
+_SCALARS: tuple[tuple[str, tuple[Labels, ...]], ...] = (
+    (RUNNING.metric, ({},)),
+    (WAITING.metric, ({},)),
+    (KV_USAGE.metric, ({},)),
+    (f"{TTFT}_sum", ({},)),
+    (f"{TTFT}_count", ({},)),
+    (f"{E2E}_sum", ({},)),
+    (f"{E2E}_count", ({},)),
+    (FINISHED.metric, tuple({"finished_reason": why} for why in ("stop", "abort", "error"))),
+    (ANSWERS, tuple({**_HANDLER, "status": status} for status in ("2xx", "5xx"))),
+    ("vllm:prompt_tokens_total", ({},)),
+    ("vllm:generation_tokens_total", ({},)),
+)
+_GAUGES = 3
+_N_SCALARS = sum(len(labels) for _, labels in _SCALARS)
+_N_BUCKETS = {name: len(BUCKETS_S[name]) + 1 for name in _HISTOGRAMS.values()}
+N_SERVER = _N_SCALARS + sum(_N_BUCKETS.values())
+SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= _GAUGES
+GPU_COUNTERS: Flags = np.zeros(3, dtype=np.bool_)
+
+
+def layout(server: Samples, gpu: Samples) -> Mapping[str, Columns]:
+    """{metric: where its series are}: those of vLLM's server, and of its GPU."""
+    found: dict[str, Columns] = {}
+    begin = 0
+    for name, labels in _SCALARS:
+        found[name] = Columns(server, begin, labels)
+        begin += len(labels)
+    for name, short in _HISTOGRAMS.items():
+        edges = [*(f"{edge:g}" for edge in BUCKETS_S[short]), "+Inf"]
+        found[f"{name}_bucket"] = Columns(server, begin, tuple({"le": edge} for edge in edges))
+        begin += len(edges)
+    for i, name in enumerate((GPU_BUSY.metric, MEMORY_USED, MEMORY_FREE)):
+        found[name] = Columns(gpu, i)
+    return found
+
+
+def server_rows(readings: Sequence[Reading]) -> FloatArray:
+    """What servers expose, a row each.
+
+    A request that was answered or given up began with a 200; one that was refused or failed got a 5xx.
+    """
+    rows = np.zeros((len(readings), N_SERVER))
+    if not readings:
+        return rows
+    rows[:, :_N_SCALARS] = [
+        (
+            *(r.running, r.waiting, r.kv_usage),
+            *(r.ttft_sum_s, r.ttft_count, r.e2e_sum_s, r.finished),
+            *(r.finished, r.aborted, 0),
+            *(r.finished + r.aborted, r.rejected + r.failed),
+            *(r.prompt_tokens, r.generation_tokens),
+        )
+        for r in readings
+    ]
+    begin = _N_SCALARS
+    for name, count in _N_BUCKETS.items():
+        none = np.zeros(count, dtype=np.int64)
+        counted = np.array([r.histograms.get(name, none) for r in readings])
+        np.cumsum(counted, axis=1, out=rows[:, begin : begin + count])
+        begin += count
+    return rows
