@@ -140,7 +140,7 @@ def _one_run(
         schedule,
         latency,
         cluster,
-        _controller(plan, cluster),
+        controller_of(plan, cluster),
         duration_s=workload.duration_s,
         rng=phases(entropy),
         release=release,
@@ -186,7 +186,7 @@ def as_users_see(requests: pd.DataFrame, schedule: Schedule) -> pd.DataFrame:
     return requests.assign(ttft_s=requests["ttft_s"] + away_s, e2e_s=requests["e2e_s"] + away_s)
 
 
-def _controller(plan: Plan, cluster: Cluster) -> HpaController | None:
+def controller_of(plan: Plan, cluster: Cluster) -> HpaController | None:
     """The plan's autoscaler; one that KEDA makes never asks for less than one replica."""
     if plan.hpa is None or cluster.activation is None:
         return None if plan.hpa is None else HpaController(plan.hpa)
