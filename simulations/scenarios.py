@@ -93,7 +93,7 @@ class FleetStudy(Value):
     quick: dict[str, Any] = Field(default_factory=dict)
     """Changes to every arm that make a run short enough for a first look."""
     arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     metrics: tuple[str, ...] = Field(min_length=1)
     """Of the result, compared between arms on the same seeds."""
     answer: tuple[Judgement, ...] = Field(min_length=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ class Schedule:
                 "requests that follow others cannot be taken apart",
                 remedy="Leave sessions out of the workload.",
             )
-        arrays = {
+        arrays: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in _COLUMNS
         }
