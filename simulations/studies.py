@@ -324,7 +324,7 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _told(found: Estimate) -> str:
-    if found.n < 2 or found.low == found.high:
+    if found.n < 2 or math.isclose(found.low, found.high):
         return f"{found.value:.4g}"
     return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
