@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.twin import apart
@@ -45,6 +46,7 @@ def a_day(mean_rps: float, duration_s: float = 86_400.0) -> Workload:
 
 
 def fleet() -> Plan:
+    """The plan of both days."""
     return Plan(
         name="benchmark",
         variant=Variant(name="8b", model="somewhere"),
@@ -79,8 +81,8 @@ def simulated(link: Link, mean_rps: float) -> None:
 
 
 def _peak_gib() -> float:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 2**20 for line in status if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in status if line.startswith("VmHWM"))
 
 
 def main() -> None:
