@@ -28,6 +28,11 @@ Verdict = Literal["holds", "does not hold", "depends"]
 ModelOf = Callable[[Plan, str], LatencyModel]
 """The latency model of a plan's variant on a device."""
 ShareDone = Callable[[float], None]
+_SAID: dict[Verdict, str] = {
+    "holds": "The claim holds",
+    "does not hold": "The claim does not hold",
+    "depends": "It depends",
+}
 
 _DAY_S, _HOUR_S, _NIGHT_HOURS = 86_400.0, 3_600.0, 8
 
@@ -240,7 +245,7 @@ def answer_of(study: FleetStudy, runs: Sequence[Done], *, quick: bool = False) -
         question=study.question,
         claim=study.claim,
         verdict=verdict,
-        answer=f"The claim {verdict}: {words} ({seeds_said}).",
+        answer=f"{_SAID[verdict]}: {words} ({seeds_said}).",
         readings=readings,
         arms=tuple(arms),
         metrics=study.metrics,
@@ -301,7 +306,7 @@ def answer_of_idle(study: IdleStudy) -> StudyAnswer:
         question=study.question,
         claim=study.claim,
         verdict=verdict,
-        answer=f"The claim {verdict}: {study.answer()}",
+        answer=f"{_SAID[verdict]}: {study.answer()}",
         readings=readings,
         arms=tuple(profile for profile, _, _ in rows),
         metrics=("night_idle_share",),

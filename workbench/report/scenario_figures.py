@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulations.studies import NAMES, StudyAnswer
 from workbench.report import theme
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _COLUMNS = 3
+_FAR = 30
+"""Arms whose values are so many times others are told apart on a logarithmic axis only."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ found.name }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -53,13 +55,11 @@ def scenario_figure(found: StudyAnswer) -> go.Figure:
         first = column == 0
         figure.update_layout(
             {
-                f"xaxis{number}": theme.axis(
-                    NAMES.get(metric, metric.replace("_", " ")),
-                    domain=[column * wide + 0.015, (column + 1) * wide - 0.015],
-                    anchor=f"y{number}",
-                    rangemode="tozero",
-                    nticks=5,
-                ),
+                f"xaxis{number}": {
+                    **_scale(found, metric),
+                    "domain": [column * wide + 0.015, (column + 1) * wide - 0.015],
+                    "anchor": f"y{number}",
+                },
                 f"yaxis{number}": theme.axis(
                     "",
                     domain=[1 - (row + 1) * tall + 0.24 * tall, 1 - row * tall],
@@ -94,6 +94,15 @@ def scenario_figure(found: StudyAnswer) -> go.Figure:
     if found.limit is not None:
         figure.add_vline(x=found.limit, line={"dash": "dash", "color": theme.VERMILION})
     return figure
+
+
+def _scale(found: StudyAnswer, metric: str) -> dict[str, Any]:
+    """From zero, or logarithmic where the arms lie far apart."""
+    name = NAMES.get(metric, metric.replace("_", " "))
+    values = [cell.value.value for cell in found.cells if cell.metric == metric]
+    if values and min(values) > 0 and max(values) > _FAR * min(values):
+        return theme.axis(name, type="log", dtick=1)
+    return theme.axis(name, rangemode="tozero", nticks=5)
 
 
 def scenario_page(found: StudyAnswer, out: Path) -> Path:
