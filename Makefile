@@ -25,8 +25,9 @@ lint: .venv/.installed  ## ruff and mypy
 test: lint  ## everything: lint, types, unit, theory, property and contract tests, real vLLM, notebooks
 	$(BIN)/pytest --nbmake notebooks tests
 
-bench: .venv/.installed  ## performance: the engine twin, the load client alone and beside `vllm bench serve`
+bench: .venv/.installed  ## performance: the engine twin, a day of a fleet, the load client alone and beside `vllm bench serve`
 	$(BIN)/python -m benchmarks.twin
+	$(BIN)/python -m benchmarks.fleet_day
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.vllm_bench
 

@@ -18,13 +18,13 @@ from simulations.latency import LatencyModel
 from simulations.limits import check_range
 from simulations.metrics import noise
 from simulations.result import BlastRadius, SimResult
-from simulations.traffic import ClosedLoop, Workload
+from simulations.traffic import ClosedLoop, Schedule, Workload
 from simulations.uncertainty import with_draws
 
 OnProgress = Callable[[str, float], None]
 _DAY_S = 86_400.0
-_PHASE_STREAM = 3
-"""Spawn key of the control loops' phases; 0 to 2 are the traffic's."""
+_PHASE_STREAM = 1000
+"""Spawn key of the control loops' phases; the traffic's are below."""
 
 
 def simulate(
@@ -45,6 +45,8 @@ def simulate(
     for every plan (common random numbers), so that plans can be compared pairwise; a seed's run
     depends on no other. Requests sent during the warm-up load the fleet and are not counted. A
     request that is unanswered when the grace ends counts with the time it has waited by then.
+    TTFT and E2E are the user's: the whole round trip of the workload's network is in them. Alerts
+    and histograms are the servers', who do not see it.
 
     Args:    latency: of the plan's variant, on one replica.
              cluster: None is `Cluster()`.
@@ -138,14 +140,15 @@ def _one_run(
         schedule,
         latency,
         cluster,
-        _controller(plan, cluster),
+        controller_of(plan, cluster),
         duration_s=workload.duration_s,
-        rng=np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,))),
+        rng=phases(entropy),
         release=release,
     )
     timeline = fleet.run(report)
     requests = request_frame(fleet.data.requests, asked_s=fleet.data.asked_s)
-    counted = requests[requests["arrived_at_s"] >= workload.warmup_s]
+    users = as_users_see(requests, schedule)
+    counted = users[users["arrived_at_s"] >= workload.warmup_s]
     if counted.empty:
         raise InputError(
             f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {entropy}",
@@ -153,7 +156,7 @@ def _one_run(
         )
     blast = None
     if release is not None:
-        served = requests.assign(version=fleet.data.requests["version"])
+        served = users.assign(version=fleet.data.requests["version"])
         blast = blast_radius(
             served,
             fleet.rollout.progress,
@@ -170,7 +173,20 @@ def _one_run(
     )
 
 
-def _controller(plan: Plan, cluster: Cluster) -> HpaController | None:
+def phases(entropy: int) -> np.random.Generator:
+    """What draws a run's control loops and faults."""
+    return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(_PHASE_STREAM,)))
+
+
+def as_users_see(requests: pd.DataFrame, schedule: Schedule) -> pd.DataFrame:
+    """TTFT and E2E with the whole round trip of each request; TPOT is the same without."""
+    if schedule.network_s is None:
+        return requests
+    away_s = schedule.network_s
+    return requests.assign(ttft_s=requests["ttft_s"] + away_s, e2e_s=requests["e2e_s"] + away_s)
+
+
+def controller_of(plan: Plan, cluster: Cluster) -> HpaController | None:
     """The plan's autoscaler; one that KEDA makes never asks for less than one replica."""
     if plan.hpa is None or cluster.activation is None:
         return None if plan.hpa is None else HpaController(plan.hpa)
@@ -182,12 +198,10 @@ def _metrics(
     plan: Plan, fleet: Fleet, counted: pd.DataFrame, timeline: pd.DataFrame
 ) -> dict[str, float]:
     """One seed's row, of the requests that count."""
-    late = _with_age(counted, fleet.data.now_s)
     up_s = fleet.served_s()
     gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / fleet.duration_s
     return {
-        **percentiles(late),
-        "slo_attainment": float(_meets(counted, plan.slo).mean()),
+        **user_metrics(counted, plan.slo, fleet.data.now_s),
         "gpu_hours": gpu_hours,
         "cost_usd": gpu_hours * plan.gpu_usd_per_hour,
         "replicas_mean": up_s / fleet.duration_s,
@@ -195,6 +209,17 @@ def _metrics(
         "scale_events": float(fleet.scale_events),
         "gpu_utilisation_mean": fleet.busy_s / up_s if up_s > 0 else 0.0,
         "idle_share": 1 - fleet.active_s / up_s if up_s > 0 else 0.0,
+    }
+
+
+def user_metrics(counted: pd.DataFrame, slo: Slo, now_s: float) -> dict[str, float]:
+    """Latencies, the share within the SLO, and the shares of what went wrong.
+
+    Args:    now_s: when the run ended, for those that are still waiting.
+    """
+    return {
+        **percentiles(_with_age(counted, now_s)),
+        "slo_attainment": float(_meets(counted, slo).mean()),
         **{
             name: float((counted["outcome"] == name).mean())
             for name in ("unfinished", "failed", "rejected", "aborted")

@@ -42,10 +42,7 @@ class Overflow(Finite):
 
 
 class Edge(Finite):
-    """Small models close to the users, and a centre with the large one.
-
-    A declaration: the studies say what is simulated of it.
-    """
+    """Small models close to the users, and a centre with the large one; `simulations.edge` runs it."""
 
     sites: int = Field(ge=1)
     replicas_per_site: int = Field(1, ge=1)

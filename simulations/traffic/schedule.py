@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from serving.errors import InputError
 from simulations.traffic.clients import Clients
 from simulations.traffic.popularity import first_askers
 from simulations.traffic.renewals import FloatArray
 from simulations.traffic.segments import IntArray, Segments
+
+_COLUMNS = (
+    *("arrived_at_s", "prompt_tokens", "output_tokens", "think_s", "priority"),
+    *("patience_s", "key", "conversation", "network_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,23 @@ class Schedule:
             return np.arange(len(self))
         _, first, which = np.unique(self.conversation, return_index=True, return_inverse=True)
         return first[which]
+
+    def take(self, rows: IntArray) -> Schedule:
+        """Some of the requests, in ascending order; nobody may follow anybody.
+
+        Raises:  InputError: later turns of conversations, which would lose those before them.
+        """
+        if self.conversations:
+            raise InputError(
+                "requests that follow others cannot be taken apart",
+                remedy="Leave sessions out of the workload.",
+            )
+        arrays: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in _COLUMNS
+        }
+        segments = None if self.segments is None else self.segments.take(rows)
+        return replace(self, **arrays, segments=segments, after=None)
 
     def frame(self) -> pd.DataFrame:
         """One row per request."""

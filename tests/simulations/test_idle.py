@@ -119,9 +119,11 @@ def test_an_arm_changes_what_it_names_and_nothing_else() -> None:
     path = next(path for path in DECLARED if path.stem == "edge-or-centre")
     study = read_scenario(path)
     assert isinstance(study, FleetStudy)
-    centre, alone, _ = study.cases()
-    assert centre.edge is None
+    centre, alone, *_ = study.cases()
+    assert centre.edge is centre.site is None
     assert isinstance(alone.edge, Edge)
+    assert alone.site is not None
+    assert alone.site.variant != alone.plan.variant
     assert centre.workload.at(network=None) == alone.workload.at(network=None)
     assert isinstance(centre.workload, Workload)
     assert centre.workload.network != alone.workload.network
@@ -143,7 +145,8 @@ def test_a_study_that_cannot_be_is_refused_in_one_line(
     path = tmp_path / "wrong.yaml"
     good = next(path for path in DECLARED if path.stem == "qps-over-100").read_text()
     head, _ = good.split("arms:")
-    path.write_text(f"{head}{wrong}\nmetrics: [ttft_p99_s]\n")
+    answer = "answer: [{metric: ttft_p99_s, arm: a, above: 1}]"
+    path.write_text(f"{head}{wrong}\nmetrics: [ttft_p99_s]\n{answer}\n")
     with pytest.raises(InputError, match=said) as refused:
         read_scenario(path)
     assert "\n" not in str(refused.value)

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,9 @@ from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
 from simulations.engine import percentiles, simulate_workload
 from simulations.fleet import Canary, Cluster, Release, RollingUpdate
 from simulations.result import SimResult
-from simulations.simulate import simulate
+from simulations.simulate import phases, simulate
 from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Workload
+from simulations.traffic.workload import _STREAMS
 from tests.simulations.models import ENGINE, latency, plan, workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,3 +252,25 @@ def test_bounds_are_in_order() -> None:
 def test_an_slo_that_no_fleet_keeps_is_infeasible() -> None:
     with pytest.raises(InfeasibleError, match="one request at a time"):
         static_peak(plan(slo=Slo(ttft_p99_s=0.005)), workload(), latency())
+
+
+def test_the_round_trip_is_the_users_and_not_the_servers() -> None:
+    """A constant round trip moves TTFT and E2E by all of it, and nothing else."""
+    load = workload(rate_rps=20, duration_s=300)
+    near = simulate(plan(), load, latency(), seeds=(0,))
+    away = load.at(network={"round_trip": {"kind": "constant", "seconds": 0.25}})
+    far = simulate(plan(), away, latency(), seeds=(0,))
+    for name in ("ttft_p50_s", "ttft_p99_s", "e2e_p50_s", "e2e_p99_s"):
+        moved_s = far.metrics[name].value - near.metrics[name].value
+        assert moved_s == pytest.approx(0.25, abs=1e-9)
+    for name in ("tpot_p50_s", "tpot_p99_s", "gpu_utilisation_mean", "gpu_hours"):
+        assert far.metrics[name] == near.metrics[name]
+    pd.testing.assert_frame_equal(far.timeline, near.timeline)
+
+
+def test_no_stream_of_the_control_loops_is_one_of_the_traffics() -> None:
+    load = workload()
+    traffic = {s.spawn_key for s in np.random.SeedSequence(load.seed).spawn(len(_STREAMS))}
+    own = cast(np.random.SeedSequence, phases(load.seed).bit_generator.seed_seq)
+    assert own.entropy == load.seed
+    assert own.spawn_key not in traffic

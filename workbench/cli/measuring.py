@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.errors import InputError
 from workbench.cli.common import (
     DEFAULT_WORKDIR,
     AsJson,
@@ -49,6 +50,16 @@ from workbench.cli.loads import (
     workload_of,
 )
 from workbench.cli.runs import tell_untracked, track
+from workbench.cli.scenarios import (
+    BeyondFit,
+    Latency,
+    Out,
+    Quick,
+    Seeds,
+    answer_studies,
+    is_of_fleet,
+    refuse_options,
+)
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
@@ -157,11 +168,13 @@ def load(
 
 @app.command(
     epilog="Examples: workbench study experiments/batching-cpu.yaml · "
-    "workbench study experiments/batching.yaml --model meta-llama/Llama-3.1-8B --ray auto"
+    "workbench study experiments/batching.yaml --model meta-llama/Llama-3.1-8B --ray auto · "
+    "workbench study experiments/fleet/*.yaml --quick · "
+    "workbench study experiments/fleet/qps-over-100.yaml --latency MODEL.json --seeds 10 --out found"
 )
 @guarded
 def study(
-    file: Annotated[Path, typer.Argument(help="The study, as YAML or JSON.")],
+    files: Annotated[list[Path], typer.Argument(help="Studies, as YAML; of a grid only one.")],
     workdir: Workdir = DEFAULT_WORKDIR,
     model: Model = None,
     variant: OfVariant = None,
@@ -173,15 +186,57 @@ def study(
         bool, typer.Option("--retry-failed", help="Measure again what failed before.")
     ] = False,
     roofline: Roofline = False,
+    quick: Quick = False,
+    seeds: Seeds = None,
+    out: Out = None,
+    latency: Latency = None,
+    force: BeyondFit = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the grid of a study, each point once; the same command goes on after a crash."""
+    """Measure the grid of a study, or simulate studies of a fleet and answer them.
+
+    Each point, or arm and seed, is done once: the same command goes on after a crash.
+    """
+    of_grid = {
+        "--model": model,
+        "--variant": variant,
+        "--gpus": gpus,
+        "--ray": ray,
+        "--retry-failed": retry_failed,
+        "--roofline": roofline,
+    }
+    of_fleet = {
+        "--quick": quick,
+        "--seeds": seeds,
+        "--out": out,
+        "--latency": latency,
+        "--force": force,
+    }
+    if any(is_of_fleet(file) for file in files):
+        refuse_options(of_grid, "a study of a fleet is simulated")
+        answer_studies(
+            files,
+            workdir=workdir,
+            out=out,
+            quick=quick,
+            seeds=seeds,
+            latency=latency,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    refuse_options(of_fleet, "a grid is measured")
+    if len(files) > 1:
+        raise InputError(
+            f"files(={[str(file) for file in files]}) are several grids",
+            remedy="Measure one after the other.",
+        )
     from workbench.measure.spread import Where
     from workbench.measure.study import Study, run_study
     from workbench.report.study_figures import study_page
 
-    declared = Study.load(file)
+    declared = Study.load(files[0])
     target = Target.of(workdir, model=model, variant=variant)
     folder = workdir / "studies" / declared.name
     limits = None
