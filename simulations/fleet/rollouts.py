@@ -98,7 +98,8 @@ class BlueGreen(Value):
 class Canary(Value):
     """Send a share of the conversations to the new version, watch it, and go on or go back.
 
-    A share has the pods that it needs: ceil(share x replicas), at least one, beside all old ones.
+    Beside all old pods a share has so many new ones that none is more loaded than an old one:
+    ceil(share / (1 - share) x replicas). With fewer a sound version would look slow.
     """
 
     kind: Literal["canary"] = "canary"
@@ -118,7 +119,7 @@ class Canary(Value):
         return (self.share, *self.steps)
 
     def pods(self, share: float, replicas: int) -> int:
-        return max(1, math.ceil(share * replicas - 1e-9))
+        return max(1, math.ceil(share / (1 - share) * replicas - 1e-9))
 
 
 Strategy = Annotated[Recreate | RollingUpdate | BlueGreen | Canary, Field(discriminator="kind")]
