@@ -15,11 +15,12 @@ from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
 from workbench.tune.admit import admit
 from workbench.tune.baselines import baselines
-from workbench.tune.evaluate import Job, Score, Simulate
+from workbench.tune.candidate import Candidate
+from workbench.tune.evaluate import Job, Score, Simulate, ground_of
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.space import Candidate, SearchSpace
+from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
 
 OnProgress = Callable[[str, float], None]
@@ -57,7 +58,7 @@ def tune(
 
     Args:    candidates: variants with their latency models; those that lose more quality than the
                  SLO allows, or were not measured as far as the workload goes, are left out.
-             engine: max_num_seqs is an upper limit.
+             engine: what the space leaves open; max_num_seqs is then an upper limit.
              space: None is `SearchSpace()`.
              storage: SQLite file of the study; another search in it is kept apart.
              cluster: None is `Cluster()`.
@@ -73,6 +74,8 @@ def tune(
 
     say = on_progress or (lambda doing, share: None)
     _check(candidates, trials, seeds, unseen_seeds)
+    space = SearchSpace() if space is None else space
+    _check_variants(candidates, space)
     for candidate in () if force else candidates:
         if candidate.latency.doubts:
             raise MeasurementError(
@@ -81,21 +84,21 @@ def tune(
                 remedy="Measure and fit again, or force it.",
             )
     cluster = Cluster() if cluster is None else cluster
-    space = SearchSpace() if space is None else space
     say("sizing the search", 0.0)
     admitted = admit(candidates, workload, slo, engine, space)
     ground = Ground(
         candidates=admitted.candidates,
         engine=engine,
         slo=slo,
-        space=space.sized(admitted.peak_replicas),
+        space=space.sized(admitted.peak_replicas, engine, workload),
         gpu_usd_per_hour=gpu_usd_per_hour,
         gpus_per_replica=gpus_per_replica,
     )
 
     def job(point: Point) -> Job:
         latency = ground.candidate(point["variant"]).latency
-        return Job(ground.plan_of(point), workload, latency, tuple(seeds), cluster, simulate)
+        plan = ground.plan_of(point)
+        return Job(plan, workload, latency, tuple(seeds), ground_of(plan, cluster), simulate)
 
     first = first_points(
         ground.space,
@@ -114,7 +117,7 @@ def tune(
 
     def prove(plan: Plan, over: Sequence[int]) -> SimResult:
         latency = ground.candidate(plan.variant.name).latency
-        return simulate(plan, workload, latency, seeds=over, cluster=cluster)
+        return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
 
     won, result = winner(
         [(point, found) for _, point, found in search.scores()],
@@ -163,6 +166,16 @@ def _check(
             f"seeds(={tuple(seeds)}) and unseen_seeds(={tuple(unseen_seeds)}) must have at least one"
             " each and none in common",
             remedy="A winner is proven on traffic that the search has not seen.",
+        )
+
+
+def _check_variants(candidates: Sequence[Candidate], space: SearchSpace) -> None:
+    names = {candidate.variant.name for candidate in candidates}
+    unknown = sorted(set(space.variants or ()) - names)
+    if unknown:
+        raise InputError(
+            f"variants(={unknown}) of the search space are no candidates",
+            remedy=f"Name some of {sorted(names)}.",
         )
 
 
