@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,6 +73,7 @@ class Settings(Value):
     """The day's shape is played in this time, so its ramps are steeper than the real day's by the same
     factor, and what keeps the SLO here keeps it there. 86,400 is the real day, at six times the work."""
     trials: int = Field(32, ge=4)
+    sampler: Literal["tpe", "gp", "random"] = "tpe"
     space: SearchSpace = SHIPPABLE
     """What the search chooses from."""
     tune_seeds: tuple[int, ...] = (0, 1)

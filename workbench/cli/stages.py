@@ -245,6 +245,9 @@ def tune(
         Path | None,
         typer.Option(help="YAML or JSON file: parameters of the search, fixed or freed."),
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, gp or random.", show_default="tpe")
+    ] = None,
     peak_rps: PeakRps = None,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
@@ -261,6 +264,7 @@ def tune(
     settings = settings_of(
         workdir,
         trials=trials,
+        sampler=sampler,
         space=None if space is None else SearchSpace.read_file(space, SHIPPABLE),
         peak_rps=peak_rps,
         ttft_p99_s=ttft_p99,

@@ -19,7 +19,7 @@ from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from simulations.traffic import Workload
-from workbench.tune.evaluate import Simulate
+from workbench.tune.evaluate import Simulate, keeps
 from workbench.tune.rules import rule_hpa
 
 CLAIRVOYANT = "clairvoyant bound"
@@ -67,7 +67,7 @@ def row(plan: Plan, result: SimResult) -> dict[str, Any]:
     return {
         "name": plan.name,
         "variant": plan.variant.name,
-        "keeps_slo": result.keeps_slo,
+        "keeps_slo": keeps(result, plan.slo),
         **{name: estimate.value for name, estimate in result.metrics.items()},
     }
 

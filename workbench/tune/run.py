@@ -20,6 +20,7 @@ from workbench.tune.evaluate import Job, Score, Simulate, ground_of
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
+from workbench.tune.search import Sampler, Search
 from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
 
@@ -41,6 +42,7 @@ def tune(
     storage: Path,
     cluster: Cluster | None = None,
     seed: int = 0,
+    sampler: Sampler = "tpe",
     n_jobs: int = 1,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
@@ -50,18 +52,22 @@ def tune(
 ) -> Tuning:
     """Find the plan with the fewest GPU hours a day that keeps the SLO.
 
-    The SLO is a constraint of the search, never part of what is minimised: a trial keeps it where
-    its worst seed does. The winner is the cheapest trial that also keeps it on traffic that the
-    search has not seen, by the upper end of the interval; where the cheapest does not, the next is
-    taken. The same seed gives the same winner, whatever `n_jobs`, and also where a run was killed
-    and taken up again; `trials` counts from the first run.
+    The SLO, lost requests included, is a constraint of the search, never part of what is minimised:
+    a trial keeps it where its worst seed does. A trial that clearly breaks it, or clearly costs more
+    than the best so far on the same seeds, ends early; one that raises has failed. The winner is the
+    cheapest trial that also keeps the SLO on traffic that the search has not seen, by the upper end
+    of the interval; where the cheapest does not, the next is taken. The same seed gives the same
+    winner, whatever `n_jobs`, and also where a run was killed and taken up again; `trials` counts
+    from the first run.
 
     Args:    candidates: variants with their latency models; those that lose more quality than the
                  SLO allows, or were not measured as far as the workload goes, are left out.
              engine: what the space leaves open; max_num_seqs is then an upper limit.
              space: None is `SearchSpace()`.
-             storage: SQLite file of the study; another search in it is kept apart.
+             storage: file of the study, SQLite or (`.log`) Optuna's journal; another search in it is
+                 kept apart.
              cluster: None is `Cluster()`.
+             sampler: `tpe`, `gp` (a Gaussian process; needs torch) or `random`.
              n_jobs: processes that simulate.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
@@ -70,8 +76,6 @@ def tune(
              MeasurementError: a latency model with doubts, and no force.
              InputError: candidates twice, no seeds, or seeds of the search among the unseen.
     """
-    from workbench.tune.search import Search
-
     say = on_progress or (lambda doing, share: None)
     _check(candidates, trials, seeds, unseen_seeds)
     space = SearchSpace() if space is None else space
@@ -95,10 +99,11 @@ def tune(
         gpus_per_replica=gpus_per_replica,
     )
 
-    def job(point: Point) -> Job:
+    def job(point: Point, incumbent: tuple[float, ...]) -> Job:
         latency = ground.candidate(point["variant"]).latency
         plan = ground.plan_of(point)
-        return Job(plan, workload, latency, tuple(seeds), ground_of(plan, cluster), simulate)
+        where = ground_of(plan, cluster)
+        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent)
 
     first = first_points(
         ground.space,
@@ -108,10 +113,11 @@ def tune(
     )
     search = Search(
         storage,
-        _study_name(ground, workload, cluster, seeds, seed),
+        _study_name(ground, workload, cluster, seeds, seed, sampler),
         lambda trial: draw(trial, ground.space, admitted.seqs),
         first=[parameters(point, ground.space, admitted.seqs) for point in first],
         seed=seed,
+        sampler=sampler,
     )
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
@@ -180,10 +186,17 @@ def _check_variants(candidates: Sequence[Candidate], space: SearchSpace) -> None
 
 
 def _study_name(
-    ground: Ground, workload: Workload, cluster: Cluster, seeds: Sequence[int], seed: int
+    ground: Ground,
+    workload: Workload,
+    cluster: Cluster,
+    seeds: Sequence[int],
+    seed: int,
+    sampler: str,
 ) -> str:
     """Searches of anything else must not share trials."""
-    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [f"{tuple(seeds)} {seed}"]
+    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [
+        f"{tuple(seeds)} {seed} {sampler}"
+    ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 
