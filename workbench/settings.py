@@ -74,6 +74,7 @@ class Settings(Value):
     factor, and what keeps the SLO here keeps it there. 86,400 is the real day, at six times the work."""
     trials: int = Field(32, ge=4)
     sampler: Literal["tpe", "gp", "random"] = "tpe"
+    objective: Literal["cost", "front"] = "cost"
     space: SearchSpace = SHIPPABLE
     """What the search chooses from."""
     tune_seeds: tuple[int, ...] = (0, 1)

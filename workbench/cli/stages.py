@@ -248,6 +248,12 @@ def tune(
     sampler: Annotated[
         str | None, typer.Option(help="tpe, gp or random.", show_default="tpe")
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="cost under the SLO, or front: cost against attainment.", show_default="cost"
+        ),
+    ] = None,
     peak_rps: PeakRps = None,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
@@ -265,6 +271,7 @@ def tune(
         workdir,
         trials=trials,
         sampler=sampler,
+        objective=objective,
         space=None if space is None else SearchSpace.read_file(space, SHIPPABLE),
         peak_rps=peak_rps,
         ttft_p99_s=ttft_p99,

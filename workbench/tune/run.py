@@ -20,7 +20,7 @@ from workbench.tune.evaluate import Job, Score, Simulate, ground_of
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.search import Sampler, Search
+from workbench.tune.search import Objective, Sampler, Search
 from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
 
@@ -43,6 +43,7 @@ def tune(
     cluster: Cluster | None = None,
     seed: int = 0,
     sampler: Sampler = "tpe",
+    objective: Objective = "cost",
     n_jobs: int = 1,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
@@ -68,6 +69,8 @@ def tune(
                  kept apart.
              cluster: None is `Cluster()`.
              sampler: `tpe`, `gp` (a Gaussian process; needs torch) or `random`.
+             objective: `front` searches for the best of cost against attainment, without racing;
+                 `Tuning.front()` is what it finds, and the winner is chosen as ever.
              n_jobs: processes that simulate.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
@@ -103,7 +106,9 @@ def tune(
         latency = ground.candidate(point["variant"]).latency
         plan = ground.plan_of(point)
         where = ground_of(plan, cluster)
-        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent)
+        # A front needs every seed of every trial, or its points could not be compared.
+        race = objective == "cost"
+        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent, race)
 
     first = first_points(
         ground.space,
@@ -113,11 +118,12 @@ def tune(
     )
     search = Search(
         storage,
-        _study_name(ground, workload, cluster, seeds, seed, sampler),
+        _study_name(ground, workload, cluster, seeds, seed, f"{sampler} {objective}"),
         lambda trial: draw(trial, ground.space, admitted.seqs),
         first=[parameters(point, ground.space, admitted.seqs) for point in first],
         seed=seed,
         sampler=sampler,
+        objective=objective,
     )
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
@@ -191,11 +197,11 @@ def _study_name(
     cluster: Cluster,
     seeds: Sequence[int],
     seed: int,
-    sampler: str,
+    how: str,
 ) -> str:
     """Searches of anything else must not share trials."""
     parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [
-        f"{tuple(seeds)} {seed} {sampler}"
+        f"{tuple(seeds)} {seed} {how}"
     ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 

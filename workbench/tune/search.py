@@ -31,6 +31,7 @@ _SCORE = "score"
 _POINT = "point"
 
 Sampler = Literal["tpe", "gp", "random"]
+Objective = Literal["cost", "front"]
 OnTrial = Callable[[int, "Score | None"], None]
 
 
@@ -43,6 +44,7 @@ class Search:
              first: parameters of the trials to try first.
              seed: the same seed gives the same trials.
              sampler: who chooses after the first.
+             objective: `cost`, the SLO being a constraint; or `front`: cost against attainment.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Search:
         first: Sequence[Mapping[str, Any]],
         seed: int,
         sampler: Sampler = "tpe",
+        objective: Objective = "cost",
     ) -> None:
         import optuna
 
@@ -61,11 +64,12 @@ class Search:
         self._first = first
         self._seed = seed
         self._sampler = sampler
+        self._objective = objective
         with _quiet():
             self._study = optuna.create_study(
                 storage=_storage(storage),
                 study_name=name,
-                direction="minimize",
+                directions=["minimize", "maximize"] if objective == "front" else ["minimize"],
                 load_if_exists=True,
             )
         self._abandon()
@@ -178,6 +182,10 @@ class Search:
         trial.set_user_attr(_SCORE, _plain(found))
         if found.error:
             self._study.tell(trial, state=TrialState.FAIL)
+            return
+        if self._objective == "front":
+            # The SLO is what is given up step by step: as a constraint it would hide most of that.
+            self._study.tell(trial, [found.metrics["gpu_hours"], found.metrics["slo_attainment"]])
             return
         for name, over in found.over.items():
             trial.set_constraint(name, over)

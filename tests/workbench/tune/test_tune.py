@@ -144,6 +144,21 @@ def test_other_samplers_start_alike_and_repeat_themselves(sampler: str, tmp_path
     assert hours[0] != hours[1]
 
 
+def test_a_front_trades_cost_for_attainment(tmp_path: Path) -> None:
+    import optuna
+
+    found = search(tmp_path, trials=16, objective="front")
+    front = found.front()
+    assert len(front) > 1
+    assert not found.trials["stopped"].any(), "every trial is judged on every seed"
+    assert found.winner_result.keeps_slo
+    kept = _storage(tmp_path / "study.db")
+    (name,) = optuna.get_all_study_names(kept)
+    study = optuna.load_study(study_name=name, storage=kept)
+    best = sorted({tuple(trial.values) for trial in study.best_trials})
+    assert best == list(zip(front["gpu_hours"], front["slo_attainment"], strict=True))
+
+
 def test_a_second_run_adds_only_the_trials_that_are_missing(tmp_path: Path) -> None:
     calls = 0
 
