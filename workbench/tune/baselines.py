@@ -14,7 +14,8 @@ import pandas as pd
 
 from serving.errors import InfeasibleError
 from serving.plan import Plan
-from simulations.bounds import clairvoyant_bound, static_peak
+from simulations.bounds import static_peak
+from simulations.clairvoyant import clairvoyant_bound
 from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
@@ -89,6 +90,8 @@ def _clairvoyant(
                     plan.slo,
                     seed=seed,
                     gpus_per_replica=plan.gpus_per_replica,
+                    least=0 if plan.hpa is not None and plan.hpa.min_replicas == 0 else 1,
+                    result_cache=plan.gateway.result_cache is not None,
                 )
                 for seed in seeds
             ]
