@@ -160,6 +160,10 @@ class Slo(Value):
     ttft_p99_s: float | None = Field(0.5, gt=0)
     tpot_p99_s: float | None = Field(None, gt=0)
     e2e_p99_s: float | None = Field(None, gt=0)
+    max_error_share: float = Field(0.01, gt=0, le=1)
+    """Largest share of requests that fail, are rejected, or are never answered; tuning keeps it."""
+    max_timeout_share: float = Field(0.01, gt=0, le=1)
+    """Largest share of requests that their clients give up; tuning keeps it."""
     max_quality_loss: float = Field(0.02, ge=0, le=1)
     """Largest loss of task accuracy against the parent, as a share of it."""
 

@@ -1,4 +1,4 @@
-"""Two yardsticks for a plan: the static fleet of the peak, and what nobody can beat."""
+"""What one replica can take, and the static fleet of the peak. What nobody can beat: clairvoyant.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def capacity_rps(
     """
     n = _PROBE_REQUESTS
     probe = workload.at(
-        arrivals=Constant(rate_rps=1.0), duration_s=float(n), warmup_s=0, seed=workload.seed + seed
+        arrivals=Constant(rate_rps=1.0),
+        duration_s=float(n),
+        warmup_s=0,
+        spikes=(),
+        seed=workload.seed + seed,
     ).schedule()
     check_lengths(probe, latency, engine)
 
@@ -64,37 +68,13 @@ def saturation_rps(workload: Workload, latency: LatencyModel, engine: EngineArgs
     them; counted is the middle half of the answers, while the batch is full.
     """
     n = max(_SATURATED_REQUESTS, 20 * engine.max_num_seqs)
-    drawn = workload.at(arrivals=Constant(rate_rps=1.0), duration_s=float(n), warmup_s=0).schedule()
+    drawn = workload.at(
+        arrivals=Constant(rate_rps=1.0), duration_s=float(n), warmup_s=0, spikes=()
+    ).schedule()
     waiting = Schedule(np.zeros(len(drawn)), drawn.prompt_tokens, drawn.output_tokens)
     ends_s = np.sort(simulate_replica(waiting, latency, engine)["end_s"].to_numpy())
     first, last = len(ends_s) // 4, 3 * len(ends_s) // 4
     return float((last - first) / (ends_s[last] - ends_s[first]))
-
-
-def clairvoyant_bound(
-    workload: Workload,
-    latency: LatencyModel,
-    engine: EngineArgs,
-    slo: Slo,
-    *,
-    seed: int = 0,
-    gpus_per_replica: int = 1,
-) -> float:
-    """GPU hours per 24 h of the fewest replicas that could have kept the SLO with the future known.
-
-    In each minute of the seed's traffic: k = ceil(0.99 n / (capacity * (60 s + patience))), where
-    n are the requests that arrive in it, capacity is `capacity_rps` and patience is the latency
-    limit (work may be put off by that much). A lower bound, since replicas come and go in no time,
-    spread requests perfectly, find them evenly spaced, and leave 1 % unserved; it assumes that each
-    minute's requests have the workload's mix of lengths, and its 1 % taken off each minute alike.
-    """
-    capacity = capacity_rps(workload, latency, engine, slo, seed=seed)
-    arrived_at_s = workload.at(seed=workload.seed + seed).schedule().arrived_at_s
-    counts = np.bincount((arrived_at_s // _WINDOW_S).astype(np.int64))
-    patience_s = slo.ttft_p99_s or slo.e2e_p99_s or _WINDOW_S
-    replicas = np.ceil(0.99 * counts / (capacity * (_WINDOW_S + patience_s)))
-    share_of_day = min(_WINDOW_S, workload.duration_s) / workload.duration_s
-    return float(replicas.sum() * share_of_day * 24 * gpus_per_replica)
 
 
 def static_peak(

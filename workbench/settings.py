@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,11 @@ from simulations.profiles import PROFILES
 from simulations.traffic import Day, LogNormal, Poisson, Workload
 from workbench.compress.quality import Ask
 from workbench.compress.recipe import Recipe
+from workbench.tune import SearchSpace
+
+# Plain Kubernetes has no pool of standby pods, and takes a tolerance of its own from 1.33 on only:
+# what is simulated has to be what is applied.
+SHIPPABLE = SearchSpace(warm_spares=(0,), scale_up_tolerance=(0.1,), scale_down_tolerance=(0.1,))
 
 
 def engine_for_this_machine() -> EngineArgs:
@@ -68,6 +73,10 @@ class Settings(Value):
     """The day's shape is played in this time, so its ramps are steeper than the real day's by the same
     factor, and what keeps the SLO here keeps it there. 86,400 is the real day, at six times the work."""
     trials: int = Field(32, ge=4)
+    sampler: Literal["tpe", "gp", "random"] = "tpe"
+    objective: Literal["cost", "front"] = "cost"
+    space: SearchSpace = SHIPPABLE
+    """What the search chooses from."""
     tune_seeds: tuple[int, ...] = (0, 1)
     unseen_seeds: tuple[int, ...] = (100, 101, 102)
     """Traffic that the search has not seen: the winner must keep the SLO on it."""

@@ -16,13 +16,8 @@ from workbench.pipeline import Pipeline, Stage
 from workbench.progress import OnProgress
 from workbench.results import SHAPES, UNTRUSTED, Results, served
 from workbench.tables import day_table
-from workbench.tune import Candidate, SearchSpace, tune
+from workbench.tune import Candidate, tune
 from workbench.verify import verify
-
-# Plain Kubernetes has no pool of standby pods, and takes a tolerance of its own from 1.33 on only:
-# what is simulated has to be what is applied.
-_SHIPPABLE = SearchSpace(warm_spares=(0,), tolerance=(0.1,))
-
 
 _LEAST_REQUESTS = 30
 _DRAWS = 5
@@ -169,7 +164,9 @@ def _tune(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         chosen.day(results.peak_rps()),
         chosen.slo,
         engine=chosen.engine,
-        space=_SHIPPABLE,
+        space=chosen.space,
+        sampler=chosen.sampler,
+        objective=chosen.objective,
         trials=chosen.trials,
         seeds=chosen.tune_seeds,
         unseen_seeds=chosen.unseen_seeds,
@@ -287,7 +284,16 @@ STAGES = (
         "tune",
         "Tune: HPA thresholds with Optuna",
         "tune",
-        (*_DAY, "gpu_usd_per_hour", "tune_seeds", "trials", "unseen_seeds"),
+        (
+            *_DAY,
+            "gpu_usd_per_hour",
+            "tune_seeds",
+            "trials",
+            "unseen_seeds",
+            "space",
+            "sampler",
+            "objective",
+        ),
         ("fit",),
         _tune,
     ),

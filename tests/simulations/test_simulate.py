@@ -31,12 +31,13 @@ from serving.hpa import (
     quantity,
 )
 from serving.plan import Slo
-from simulations.bounds import capacity_rps, clairvoyant_bound, static_peak
+from simulations.bounds import capacity_rps, static_peak
+from simulations.clairvoyant import clairvoyant_bound
 from simulations.engine import percentiles, simulate_workload
 from simulations.fleet import Canary, Cluster, Release, RollingUpdate
 from simulations.result import SimResult
 from simulations.simulate import phases, simulate
-from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Workload
+from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Spike, Workload
 from simulations.traffic.workload import _STREAMS
 from tests.simulations.models import ENGINE, latency, plan, workload
 
@@ -230,6 +231,16 @@ def test_capacity_is_where_the_slo_breaks() -> None:
         spaced = load.at(arrivals=Constant(rate_rps=found * share), duration_s=10_000 / found)
         requests = simulate_workload(spaced, latency(), ENGINE)
         assert (percentiles(requests.iloc[2500:])["ttft_p99_s"] <= 0.5) == keeps
+
+
+def test_capacity_is_of_evenly_spaced_requests_whatever_spikes_the_day_has() -> None:
+    slo = Slo(ttft_p99_s=0.5)
+    load = workload()
+    spiked = load.at(spikes=(Spike(at_s=100, height=20, length_s=30),))
+    found = capacity_rps(load, latency(), ENGINE, slo)
+    assert capacity_rps(spiked, latency(), ENGINE, slo) == found
+    late = load.at(duration_s=90_000, spikes=(Spike(at_s=80_000, height=20, length_s=30),))
+    assert capacity_rps(late, latency(), ENGINE, slo) == found
 
 
 def test_bounds_are_in_order() -> None:

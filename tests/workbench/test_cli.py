@@ -44,6 +44,7 @@ def test_help_has_an_example(command: str) -> None:
         (["measure", "--batches", "64"], ["64", "max_num_seqs(=32)"]),
         (["tune", "--ttft-p99", "-1"], ["ttft_p99_s", "-1", "greater than 0"]),
         (["tune", "--trials", "0"], ["trials", "0"]),
+        (["tune", "--space", "none.yaml"], ["none.yaml", "Check the path"]),
         (["demo", "--peak-rps", "0"], ["peak_rps", "0"]),
         (["fit", "--device", "tpu", "--config", "x"], ["device(='tpu')", "h100"]),
         (["fit", "--device", "h100"], ["--device(='h100')", "--config"]),

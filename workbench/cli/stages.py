@@ -241,6 +241,19 @@ def simulate(
 def tune(
     workdir: Workdir = DEFAULT_WORKDIR,
     trials: Annotated[int | None, typer.Option(help="Trials of the search.")] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON file: parameters of the search, fixed or freed."),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, gp or random.", show_default="tpe")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="cost under the SLO, or front: cost against attainment.", show_default="cost"
+        ),
+    ] = None,
     peak_rps: PeakRps = None,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
@@ -251,9 +264,15 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Find the autoscaler with the fewest GPU hours that keeps the SLO."""
+    from workbench.settings import SHIPPABLE
+    from workbench.tune import SearchSpace
+
     settings = settings_of(
         workdir,
         trials=trials,
+        sampler=sampler,
+        objective=objective,
+        space=None if space is None else SearchSpace.read_file(space, SHIPPABLE),
         peak_rps=peak_rps,
         ttft_p99_s=ttft_p99,
         tpot_p99_s=tpot_p99,

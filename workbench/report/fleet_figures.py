@@ -134,6 +134,52 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
     return figure
 
 
+def cost_against_attainment(tuning: Tuning) -> go.Figure:
+    """Every trial by its GPU hours and the share of requests within the SLO, and the Pareto front."""
+    trials, front = tuning.trials, tuning.front()
+    figure = theme.canvas(
+        "What attainment costs",
+        theme.axis("GPU hours per day", rangemode="tozero"),
+        theme.axis("share of requests within the SLO", tickformat=".1%"),
+    )
+    figure.add_scatter(
+        x=trials["gpu_hours"],
+        y=trials["slo_attainment"],
+        mode="markers",
+        name="trial",
+        marker={"color": theme.GREY, "size": 7, "opacity": 0.6},
+        customdata=trials["number"],
+        hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.2%}",
+    )
+    figure.add_scatter(
+        x=front["gpu_hours"],
+        y=front["slo_attainment"],
+        mode="lines+markers",
+        name="Pareto front",
+        line={"color": theme.BLUE, "width": 2, "shape": "hv"},
+        customdata=front["number"],
+        hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.2%}",
+    )
+    others = candidates(tuning).dropna(subset=["slo_attainment"])
+    looks = theme.looks(others.loc[~others["is_winner"], "name"])
+    for row in others.to_dict("records"):
+        won = row["is_winner"]
+        figure.add_scatter(
+            x=[row["gpu_hours"]],
+            y=[row["slo_attainment"]],
+            mode="markers",
+            name="winner" if won else row["name"],
+            marker={
+                "symbol": "star" if won else "diamond",
+                "size": 17 if won else 11,
+                "color": theme.VERMILION if won else looks[row["name"]].colour,
+                "line": {"width": 1, "color": "white"},
+            },
+            hovertemplate="%{x:.1f} GPU hours, %{y:.2%}",
+        )
+    return figure
+
+
 def cost_of_candidates(tuning: Tuning) -> go.Figure:
     """GPU hours a day of each candidate; hatched where it breaks the SLO, attainment beside it."""
     table = candidates(tuning).iloc[::-1]

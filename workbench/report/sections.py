@@ -236,6 +236,7 @@ def _cost(data: ReportData) -> Section:
         " the future: the fewest replicas that could have kept the SLO.",
         (
             fleet_figures.cost_against_latency(tuning, tuning.winner.slo),
+            fleet_figures.cost_against_attainment(tuning),
             fleet_figures.cost_of_candidates(tuning),
         ),
         shown,

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ValidationError
 
 from serving.errors import ExtrapolationError, InfeasibleError
 from serving.plan import EngineArgs, Slo, Variant
+from serving.values import one_line
 from simulations.bounds import capacity_rps
 from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import Workload
-from workbench.tune.space import Candidate, SearchSpace
+from workbench.tune.candidate import Candidate
+from workbench.tune.space import SearchSpace
 
 _MINUTE_S = 60.0
 
@@ -53,17 +56,21 @@ def admit(
     capacity: dict[str, float] = {}
     for candidate in candidates:
         name = candidate.variant.name
+        if space.variants is not None and name not in space.variants:
+            rejected[name] = f"variants(={space.variants}) of the search space leave it out"
+            continue
         choices = space.seqs_choices(engine, fitted_max_num_seqs(candidate.latency))
         doubt = _quality_doubt(candidate.variant, slo) or _size_doubt(candidate, choices, space)
         if doubt:
             rejected[name] = doubt
             continue
-        own = EngineArgs.model_validate(engine.model_dump() | {"max_num_seqs": choices[0]})
         try:
-            check_range(candidate.latency, own, workload)
-            capacity[name] = capacity_rps(workload, candidate.latency, own, slo)
+            capacity[name] = _capacity(candidate, workload, slo, engine, space, choices[0])
         except (ExtrapolationError, InfeasibleError) as error:
             rejected[name] = str(error)
+            continue
+        except ValidationError as error:
+            rejected[name] = one_line(error)
             continue
         kept.append(candidate)
         seqs[name] = choices
@@ -76,6 +83,29 @@ def admit(
     fastest = max(capacity, key=lambda name: capacity[name])
     peak = _peak_replicas(workload, capacity[fastest])
     return Admitted(tuple(kept), seqs, fastest, peak, rejected)
+
+
+def _capacity(
+    candidate: Candidate,
+    workload: Workload,
+    slo: Slo,
+    engine: EngineArgs,
+    space: SearchSpace,
+    max_num_seqs: int,
+) -> float:
+    """The highest rate of one replica, on the first of the engines that are searched.
+
+    Raises:  ValidationError: no engine; ExtrapolationError, InfeasibleError.
+    """
+    first, *others = (
+        EngineArgs.model_validate(
+            engine.model_dump() | {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": tokens}
+        )
+        for tokens in space.tokens_choices(engine)
+    )
+    for own in (first, *others):
+        check_range(candidate.latency, own, workload)
+    return capacity_rps(workload, candidate.latency, first, slo)
 
 
 def _size_doubt(candidate: Candidate, choices: tuple[int, ...], space: SearchSpace) -> str:

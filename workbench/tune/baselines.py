@@ -14,12 +14,13 @@ import pandas as pd
 
 from serving.errors import InfeasibleError
 from serving.plan import Plan
-from simulations.bounds import clairvoyant_bound, static_peak
+from simulations.bounds import static_peak
+from simulations.clairvoyant import clairvoyant_bound
 from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from simulations.traffic import Workload
-from workbench.tune.evaluate import Simulate
+from workbench.tune.evaluate import Simulate, keeps
 from workbench.tune.rules import rule_hpa
 
 CLAIRVOYANT = "clairvoyant bound"
@@ -67,7 +68,7 @@ def row(plan: Plan, result: SimResult) -> dict[str, Any]:
     return {
         "name": plan.name,
         "variant": plan.variant.name,
-        "keeps_slo": result.keeps_slo,
+        "keeps_slo": keeps(result, plan.slo),
         **{name: estimate.value for name, estimate in result.metrics.items()},
     }
 
@@ -89,6 +90,8 @@ def _clairvoyant(
                     plan.slo,
                     seed=seed,
                     gpus_per_replica=plan.gpus_per_replica,
+                    least=0 if plan.hpa is not None and plan.hpa.min_replicas == 0 else 1,
+                    result_cache=plan.gateway.result_cache is not None,
                 )
                 for seed in seeds
             ]

@@ -8,13 +8,17 @@ from typing import Any, Protocol
 
 from serving.errors import WorkbenchError
 from serving.plan import Plan, Slo
-from simulations.fleet import Cluster
+from simulations.engine import estimate
+from simulations.fleet import Activation, Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from simulations.traffic import Workload
 
 CLEARLY = 1.5
 """A first seed this many times over a limit settles it."""
+DEARER = 1.2
+"""So does one that costs this many times what the best so far costs on the same seed."""
+_SHARES = {"error_share": ("failed", "rejected", "unfinished"), "timeout_share": ("aborted",)}
 
 
 class Simulate(Protocol):
@@ -41,6 +45,10 @@ class Job:
     seeds: tuple[int, ...]
     cluster: Cluster
     simulate: Simulate
+    incumbent: tuple[float, ...] = ()
+    """GPU hours by seed of the cheapest trial so far that keeps the SLO; () races against none."""
+    race: bool = True
+    """Whether a trial that is clearly bad ends before its last seed."""
 
 
 @dataclass(frozen=True)
@@ -50,43 +58,105 @@ class Score:
     Attributes:
         metrics: {name: mean over the seeds that were run}.
         over: {limit: worst seed / limit - 1}; above 0 the limit is broken.
-        seeds_run: fewer than asked where the first settled it.
+        hours: GPU hours of each seed that was run.
+        stopped: why seeds were left out; empty where none were.
         error: why there is no result; empty where there is.
     """
 
     metrics: Mapping[str, float]
     over: Mapping[str, float]
-    seeds_run: int
+    hours: tuple[float, ...]
+    stopped: str = ""
     error: str = ""
 
     @property
     def keeps_slo(self) -> bool:
+        """On every seed that was run: one that was stopped for its cost may yet be needed."""
         return not self.error and all(value <= 0 for value in self.over.values())
 
 
+def ground_of(plan: Plan, cluster: Cluster) -> Cluster:
+    """The cluster that a plan needs: one that scales to zero needs what wakes it up again."""
+    if plan.hpa is None or plan.hpa.min_replicas > 0 or cluster.activation is not None:
+        return cluster
+    return cluster.model_copy(update={"activation": Activation()})
+
+
 def score(job: Job) -> Score:
-    """Run a trial seed by seed; an exception is a failed trial, not the end of the search."""
+    """Run a trial seed by seed; an exception is a failed trial, not the end of the search.
+
+    The seeds are the same for every trial (common random numbers), so that costs are compared seed
+    by seed with those of the incumbent.
+    """
     rows: list[dict[str, Any]] = []
+    stopped = ""
     try:
         for seed in job.seeds:
+            stopped = _settled(rows, job)
+            if stopped:
+                break
             result = job.simulate(
                 job.plan, job.workload, job.latency, seeds=(seed,), cluster=job.cluster
             )
             rows.append({name: found.value for name, found in result.metrics.items()})
-            if any(value > CLEARLY - 1 for value in over_limits(rows, job.plan.slo).values()):
-                break
     except WorkbenchError as error:
-        return Score({}, {}, len(rows), str(error))
+        return failed(str(error))
     except Exception as error:
-        return Score({}, {}, len(rows), f"{type(error).__name__}: {error}")
+        return failed(f"{type(error).__name__}: {error}")
     names = [name for name in rows[0] if all(name in row for row in rows)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
-    return Score(means, over_limits(rows, job.plan.slo), len(rows))
+    hours = tuple(row["gpu_hours"] for row in rows)
+    return Score(means, over_limits(rows, job.plan.slo), hours, stopped)
+
+
+def failed(why: str) -> Score:
+    """What came of a trial that could not be run."""
+    return Score({}, {}, (), error=why)
+
+
+def _settled(rows: Sequence[Mapping[str, float]], job: Job) -> str:
+    """Why no further seed is needed; empty where one is."""
+    if not rows or not job.race:
+        return ""
+    if any(value > CLEARLY - 1 for value in over_limits(rows, job.plan.slo).values()):
+        return "breaks the SLO"
+    return "costs more" if _dearer([row["gpu_hours"] for row in rows], job.incumbent) else ""
+
+
+def _dearer(hours: Sequence[float], incumbent: Sequence[float]) -> bool:
+    """Whether it costs more than the incumbent, seed by seed: by far, or by the paired interval."""
+    ratios = [mine / best for mine, best in zip(hours, incumbent, strict=False) if best > 0]
+    if len(ratios) < 2:
+        return any(ratio > DEARER for ratio in ratios)
+    return estimate(ratios).low > 1
+
+
+def limits_of(slo: Slo) -> dict[str, float]:
+    """Every limit that is a constraint of the search: latencies, and shares of lost requests."""
+    return slo.limits() | {name: getattr(slo, f"max_{name}") for name in _SHARES}
 
 
 def over_limits(rows: Sequence[Mapping[str, float]], slo: Slo) -> dict[str, float]:
-    """{limit: worst / limit - 1}. A metric that no request had (TPOT of one token) binds nothing."""
+    """{limit: worst row / limit - 1}. A metric that no request had binds nothing (TPOT of one token)."""
+    found = [{**row, **_shares(row)} for row in rows]
     return {
-        name: max((row[name] for row in rows if name in row), default=0.0) / limit - 1
-        for name, limit in slo.limits().items()
+        name: max((row[name] for row in found if name in row), default=0.0) / limit - 1
+        for name, limit in limits_of(slo).items()
     }
+
+
+def reached(result: SimResult, slo: Slo) -> dict[str, float]:
+    """What a result comes to for each limit: the upper end of latencies, the mean of shares."""
+    highs = {name: result.metrics[name].high for name in slo.limits() if name in result.metrics}
+    return highs | _shares({name: found.value for name, found in result.metrics.items()})
+
+
+def keeps(result: SimResult, slo: Slo) -> bool:
+    """Whether a result keeps the latency limits, by its intervals, and those of lost requests."""
+    shares = _shares({name: found.value for name, found in result.metrics.items()})
+    limits = limits_of(slo)
+    return result.keeps_slo and all(share <= limits[name] for name, share in shares.items())
+
+
+def _shares(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: sum(row.get(part, 0.0) for part in parts) for name, parts in _SHARES.items()}

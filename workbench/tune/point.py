@@ -9,32 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from serving.hpa import (
-    Behavior,
-    HpaSpec,
-    ScalingPolicy,
-    ScalingRules,
-    pods_metric,
-    quantity,
-)
+from serving.gateway.spec import GatewaySpec, ResultCache
+from serving.hpa import Behavior, HpaSpec, ScalingPolicy, ScalingRules, quantity
 from serving.plan import EngineArgs, Plan, Slo
 from serving.values import Value
-from workbench.tune.space import Candidate, SearchSpace
+from workbench.tune.candidate import Candidate
+from workbench.tune.space import SearchSpace
 
 Point = Mapping[str, Any]
 TUNED = "tuned"
 JOIN = " + "
 ORDERED = (
+    "max_num_batched_tokens",
+    "enable_prefix_caching",
+    "result_cache_size",
     "warm_spares",
     "scale_up_window_s",
     "scale_up_pods",
+    "scale_up_percent",
+    "scale_up_period_s",
+    "scale_up_tolerance",
     "scale_down_window_s",
+    "scale_down_pods",
     "scale_down_percent",
-    "tolerance",
+    "scale_down_period_s",
+    "scale_down_tolerance",
 )
 """Choices of the space that have an order."""
-_SCALE_UP_PERIOD_S = 15
-_SCALE_DOWN_PERIOD_S = 60
 
 
 class Suggester(Protocol):
@@ -63,7 +64,7 @@ def target_name(metric: str) -> str:
 
 
 def draw(trial: Suggester, space: SearchSpace, seqs: Mapping[str, tuple[int, ...]]) -> Point:
-    """Let a trial choose a point.
+    """Let a trial choose a point; what is fixed is not asked of it.
 
     Args:    space: with its replica ranges set (`sized`).
              seqs: choices of max_num_seqs by variant.
@@ -73,18 +74,29 @@ def draw(trial: Suggester, space: SearchSpace, seqs: Mapping[str, tuple[int, ...
     point: dict[str, Any] = {}
 
     def position(name: str, choices: tuple[Any, ...]) -> None:
-        point[name] = choices[trial.suggest_int(position_name(name), 0, len(choices) - 1)]
+        chosen = 0
+        if len(choices) > 1:
+            chosen = trial.suggest_int(position_name(name), 0, len(choices) - 1)
+        point[name] = choices[chosen]
 
-    variant = point["variant"] = trial.suggest_categorical("variant", tuple(seqs))
+    def one_of(name: str, choices: tuple[Any, ...]) -> Any:
+        several = len(choices) > 1
+        point[name] = trial.suggest_categorical(name, choices) if several else choices[0]
+        return point[name]
+
+    variant = one_of("variant", tuple(seqs))
     position(seqs_name(variant), seqs[variant])
-    metrics = tuple(JOIN.join(names) for names in space.metrics)
-    point["metrics"] = trial.suggest_categorical("metrics", metrics)
-    for metric in point["metrics"].split(JOIN):
-        bounds = space.targets[metric]
-        name = target_name(metric)
-        point[name] = trial.suggest_float(name, bounds.low, bounds.high, log=True)
+    metrics = one_of("metrics", tuple(JOIN.join(names) for names in space.metrics))
+    for metric in metrics.split(JOIN):
+        bounds, name = space.targets[metric], target_name(metric)
+        several = bounds.low < bounds.high
+        point[name] = bounds.low
+        if several:
+            point[name] = trial.suggest_float(name, bounds.low, bounds.high, log=True)
+    zero = one_of("scale_to_zero", space.zero_choices(one_of("source", space.sources)))
     for name in ("min_replicas", "max_replicas"):
-        point[name] = trial.suggest_int(name, *getattr(space, name))
+        low, high = (0, 0) if zero and name == "min_replicas" else getattr(space, name)
+        point[name] = trial.suggest_int(name, low, high) if low < high else low
     for name in ORDERED:
         position(name, getattr(space, name))
     return point
@@ -106,40 +118,29 @@ def parameters(
 
 def hpa_of(point: Point, space: SearchSpace, max_num_seqs: int) -> HpaSpec:
     """The autoscaler that a point stands for."""
-    metrics = []
-    for name in point["metrics"].split(JOIN):
-        unit = max_num_seqs if space.targets[name].of_max_num_seqs else 1
-        # The HPA reads thousandths and refuses 0.
-        metrics.append(pods_metric(name, max(0.001, round(point[target_name(name)] * unit, 3))))
-    tolerance = quantity(point["tolerance"])
+    metrics = tuple(
+        space.targets[name].metric(name, point[target_name(name)], point["source"], max_num_seqs)
+        for name in point["metrics"].split(JOIN)
+    )
     return HpaSpec(
         min_replicas=min(point["min_replicas"], point["max_replicas"]),
         max_replicas=point["max_replicas"],
-        metrics=tuple(metrics),
-        behavior=Behavior(
-            scale_up=ScalingRules(
-                stabilization_window_seconds=point["scale_up_window_s"],
-                policies=(
-                    ScalingPolicy(
-                        type="Pods",
-                        value=point["scale_up_pods"],
-                        period_seconds=_SCALE_UP_PERIOD_S,
-                    ),
-                ),
-                tolerance=tolerance,
-            ),
-            scale_down=ScalingRules(
-                stabilization_window_seconds=point["scale_down_window_s"],
-                policies=(
-                    ScalingPolicy(
-                        type="Percent",
-                        value=point["scale_down_percent"],
-                        period_seconds=_SCALE_DOWN_PERIOD_S,
-                    ),
-                ),
-                tolerance=tolerance,
-            ),
-        ),
+        metrics=metrics,
+        behavior=Behavior(scale_up=_rules(point, "up"), scale_down=_rules(point, "down")),
+    )
+
+
+def _rules(point: Point, way: str) -> ScalingRules:
+    """One direction of the autoscaler's behaviour."""
+    policies = [
+        ScalingPolicy(type=kind, value=value, period_seconds=point[f"scale_{way}_period_s"])
+        for kind in ("Pods", "Percent")
+        if (value := point[f"scale_{way}_{kind.lower()}"]) > 0
+    ]
+    return ScalingRules(
+        stabilization_window_seconds=point[f"scale_{way}_window_s"],
+        policies=tuple(policies),
+        tolerance=quantity(point[f"scale_{way}_tolerance"]),
     )
 
 
@@ -161,21 +162,23 @@ class Ground(Value):
     def candidate(self, variant: str) -> Candidate:
         return next(c for c in self.candidates if c.variant.name == variant)
 
-    def plan(self, variant: str, max_num_seqs: int, **fields: Any) -> Plan:
-        """A Plan on this ground."""
-        engine = self.engine.model_dump() | {"max_num_seqs": max_num_seqs}
-        return Plan(
-            variant=self.candidate(variant).variant,
-            engine=EngineArgs.model_validate(engine),
-            slo=self.slo,
-            gpu_usd_per_hour=self.gpu_usd_per_hour,
-            gpus_per_replica=self.gpus_per_replica,
-            **fields,
-        )
-
     def plan_of(self, point: Point, name: str = TUNED) -> Plan:
         """The Plan that a point stands for."""
         variant = point["variant"]
         seqs = point[seqs_name(variant)]
-        hpa = hpa_of(point, self.space, seqs)
-        return self.plan(variant, seqs, name=name, hpa=hpa, warm_spares=point["warm_spares"])
+        engine = {name: point[name] for name in ("max_num_batched_tokens", "enable_prefix_caching")}
+        answers = point["result_cache_size"]
+        cache = ResultCache(size=answers) if answers else None
+        return Plan(
+            name=name,
+            variant=self.candidate(variant).variant,
+            engine=EngineArgs.model_validate(
+                self.engine.model_dump() | engine | {"max_num_seqs": seqs}
+            ),
+            slo=self.slo,
+            hpa=hpa_of(point, self.space, seqs),
+            warm_spares=point["warm_spares"],
+            gateway=GatewaySpec(result_cache=cache),
+            gpu_usd_per_hour=self.gpu_usd_per_hour,
+            gpus_per_replica=self.gpus_per_replica,
+        )

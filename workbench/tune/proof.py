@@ -11,7 +11,7 @@ from serving.errors import InfeasibleError
 from serving.plan import Plan
 from simulations.result import SimResult
 from simulations.traffic import Poisson, Workload
-from workbench.tune.evaluate import Score
+from workbench.tune.evaluate import Score, keeps, limits_of, reached
 from workbench.tune.point import Ground, Point
 
 Trial = tuple[Point, Score]
@@ -47,22 +47,19 @@ def winner(
         # Most of those that fail do so on the first seed.
         for seeds in dict.fromkeys([unseen_seeds[:1], unseen_seeds]):
             result = prove(plan, seeds)
-            if not result.keeps_slo:
+            if not keeps(result, ground.slo):
                 break
         else:
             return plan, result
-        refuted.append(({name: e.high for name, e in result.metrics.items()}, trial))
+        refuted.append((reached(result, ground.slo), trial))
     if refuted:
         raise _infeasible(ground, "on unseen traffic", refuted)
+    limits = limits_of(ground.slo)
     broken = [
-        ({name: limit * (1 + trial[1].over[name]) for name, limit in _limits(ground)}, trial)
+        ({name: limit * (1 + trial[1].over[name]) for name, limit in limits.items()}, trial)
         for trial in ran
     ]
     raise _infeasible(ground, f"in {len(trials)} trials", broken)
-
-
-def _limits(ground: Ground) -> list[tuple[str, float]]:
-    return list(ground.slo.limits().items())
 
 
 def _infeasible(
@@ -70,8 +67,10 @@ def _infeasible(
 ) -> InfeasibleError:
     """What came nearest, which limit to loosen, and which bound to widen."""
 
+    limits = limits_of(ground.slo)
+
     def worst(found: dict[str, float]) -> tuple[float, str]:
-        return max((found.get(name, 0.0) / limit, name) for name, limit in _limits(ground))
+        return max((found.get(name, 0.0) / limit, name) for name, limit in limits.items())
 
     found, (point, score) = min(reached, key=lambda pair: worst(pair[0]))
     name = worst(found)[1]
@@ -79,7 +78,7 @@ def _infeasible(
     full = score.metrics.get("replicas_max", 0) >= point["max_replicas"] >= most
     return InfeasibleError(
         f"nothing keeps the SLO {where}: {name} came down to {found[name]:.3g},"
-        f" the limit is {dict(_limits(ground))[name]:.3g}",
+        f" the limit is {limits[name]:.3g}",
         remedy=f"Loosen {name}"
         + (f", raise max_replicas(<={most}) of the search space" if full else "")
         + ", or search longer with more trials.",

@@ -22,13 +22,28 @@ from serving.hpa import (
     HpaSpec,
     pods_metric,
 )
-from workbench.tune.point import JOIN, Point, seqs_name, target_name
+from workbench.tune.point import JOIN, ORDERED, Point, seqs_name, target_name
 from workbench.tune.space import SearchSpace
 
 ARTICLE: Mapping[str, float] = {GPU_UTILISATION: 70, TTFT_MEAN: 0.3}
 QUEUE: Mapping[str, float] = {REQUESTS_WAITING: 5}
 RUNNING: Mapping[str, float] = {REQUESTS_RUNNING: 0.7}
 """Share of max_num_seqs."""
+USUAL: Mapping[str, float] = {
+    "warm_spares": 0,
+    "result_cache_size": 0,
+    "scale_up_window_s": 0,
+    "scale_up_pods": 4,
+    "scale_up_percent": 100,
+    "scale_up_period_s": 15,
+    "scale_up_tolerance": 0.1,
+    "scale_down_window_s": 300,
+    "scale_down_pods": 0,
+    "scale_down_percent": 100,
+    "scale_down_period_s": 15,
+    "scale_down_tolerance": 0.1,
+}
+"""Kubernetes' own; of the engine's arguments the first choice, which is the engine's own."""
 RULES: Mapping[str, Mapping[str, float]] = {"article": ARTICLE, "queue": QUEUE, "running": RUNNING}
 
 
@@ -75,23 +90,21 @@ def _point(
     targets: Mapping[str, float],
     replicas: tuple[int, int],
 ) -> Point:
+    zero = min(space.zero_choices(space.sources[0]))
     point: dict[str, Any] = {
         "variant": variant,
         seqs_name(variant): max_num_seqs,
         "metrics": JOIN.join(targets),
-        "min_replicas": replicas[0],
+        "source": space.sources[0],
+        "scale_to_zero": zero,
+        "min_replicas": 0 if zero else replicas[0],
         "max_replicas": replicas[1],
     }
     for metric, target in targets.items():
         bounds = space.targets[metric]
         point[target_name(metric)] = min(max(target, bounds.low), bounds.high)
-    for name, usual in (
-        ("warm_spares", 0),
-        ("scale_up_window_s", 0),
-        ("scale_up_pods", 4),
-        ("scale_down_window_s", 300),
-        ("scale_down_percent", 100),
-        ("tolerance", 0.1),
-    ):
-        point[name] = min(getattr(space, name), key=lambda choice: abs(choice - usual))
+    for name in ORDERED:
+        choices = getattr(space, name)
+        usual = USUAL.get(name, choices[0])
+        point[name] = min(choices, key=lambda choice: abs(choice - usual))
     return point

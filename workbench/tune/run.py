@@ -15,11 +15,13 @@ from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
 from workbench.tune.admit import admit
 from workbench.tune.baselines import baselines
-from workbench.tune.evaluate import Job, Score, Simulate
+from workbench.tune.candidate import Candidate
+from workbench.tune.evaluate import Job, Score, Simulate, ground_of
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.space import Candidate, SearchSpace
+from workbench.tune.search import Objective, Sampler, Search
+from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
 
 OnProgress = Callable[[str, float], None]
@@ -40,6 +42,8 @@ def tune(
     storage: Path,
     cluster: Cluster | None = None,
     seed: int = 0,
+    sampler: Sampler = "tpe",
+    objective: Objective = "cost",
     n_jobs: int = 1,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
@@ -49,18 +53,24 @@ def tune(
 ) -> Tuning:
     """Find the plan with the fewest GPU hours a day that keeps the SLO.
 
-    The SLO is a constraint of the search, never part of what is minimised: a trial keeps it where
-    its worst seed does. The winner is the cheapest trial that also keeps it on traffic that the
-    search has not seen, by the upper end of the interval; where the cheapest does not, the next is
-    taken. The same seed gives the same winner, whatever `n_jobs`, and also where a run was killed
-    and taken up again; `trials` counts from the first run.
+    The SLO, lost requests included, is a constraint of the search, never part of what is minimised:
+    a trial keeps it where its worst seed does. A trial that clearly breaks it, or clearly costs more
+    than the best so far on the same seeds, ends early; one that raises has failed. The winner is the
+    cheapest trial that also keeps the SLO on traffic that the search has not seen, by the upper end
+    of the interval; where the cheapest does not, the next is taken. The same seed gives the same
+    winner, whatever `n_jobs`, and also where a run was killed and taken up again; `trials` counts
+    from the first run.
 
     Args:    candidates: variants with their latency models; those that lose more quality than the
                  SLO allows, or were not measured as far as the workload goes, are left out.
-             engine: max_num_seqs is an upper limit.
+             engine: what the space leaves open; max_num_seqs is then an upper limit.
              space: None is `SearchSpace()`.
-             storage: SQLite file of the study; another search in it is kept apart.
+             storage: file of the study, SQLite or (`.log`) Optuna's journal; another search in it is
+                 kept apart.
              cluster: None is `Cluster()`.
+             sampler: `tpe`, `gp` (a Gaussian process; needs torch) or `random`.
+             objective: `front` searches for the best of cost against attainment, without racing;
+                 `Tuning.front()` is what it finds, and the winner is chosen as ever.
              n_jobs: processes that simulate.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
@@ -69,10 +79,10 @@ def tune(
              MeasurementError: a latency model with doubts, and no force.
              InputError: candidates twice, no seeds, or seeds of the search among the unseen.
     """
-    from workbench.tune.search import Search
-
     say = on_progress or (lambda doing, share: None)
     _check(candidates, trials, seeds, unseen_seeds)
+    space = SearchSpace() if space is None else space
+    _check_variants(candidates, space)
     for candidate in () if force else candidates:
         if candidate.latency.doubts:
             raise MeasurementError(
@@ -81,21 +91,24 @@ def tune(
                 remedy="Measure and fit again, or force it.",
             )
     cluster = Cluster() if cluster is None else cluster
-    space = SearchSpace() if space is None else space
     say("sizing the search", 0.0)
     admitted = admit(candidates, workload, slo, engine, space)
     ground = Ground(
         candidates=admitted.candidates,
         engine=engine,
         slo=slo,
-        space=space.sized(admitted.peak_replicas),
+        space=space.sized(admitted.peak_replicas, engine, workload),
         gpu_usd_per_hour=gpu_usd_per_hour,
         gpus_per_replica=gpus_per_replica,
     )
 
-    def job(point: Point) -> Job:
+    def job(point: Point, incumbent: tuple[float, ...]) -> Job:
         latency = ground.candidate(point["variant"]).latency
-        return Job(ground.plan_of(point), workload, latency, tuple(seeds), cluster, simulate)
+        plan = ground.plan_of(point)
+        where = ground_of(plan, cluster)
+        # A front needs every seed of every trial, or its points could not be compared.
+        race = objective == "cost"
+        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent, race)
 
     first = first_points(
         ground.space,
@@ -105,16 +118,18 @@ def tune(
     )
     search = Search(
         storage,
-        _study_name(ground, workload, cluster, seeds, seed),
+        _study_name(ground, workload, cluster, seeds, seed, f"{sampler} {objective}"),
         lambda trial: draw(trial, ground.space, admitted.seqs),
         first=[parameters(point, ground.space, admitted.seqs) for point in first],
         seed=seed,
+        sampler=sampler,
+        objective=objective,
     )
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
     def prove(plan: Plan, over: Sequence[int]) -> SimResult:
         latency = ground.candidate(plan.variant.name).latency
-        return simulate(plan, workload, latency, seeds=over, cluster=cluster)
+        return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
 
     won, result = winner(
         [(point, found) for _, point, found in search.scores()],
@@ -166,11 +181,28 @@ def _check(
         )
 
 
+def _check_variants(candidates: Sequence[Candidate], space: SearchSpace) -> None:
+    names = {candidate.variant.name for candidate in candidates}
+    unknown = sorted(set(space.variants or ()) - names)
+    if unknown:
+        raise InputError(
+            f"variants(={unknown}) of the search space are no candidates",
+            remedy=f"Name some of {sorted(names)}.",
+        )
+
+
 def _study_name(
-    ground: Ground, workload: Workload, cluster: Cluster, seeds: Sequence[int], seed: int
+    ground: Ground,
+    workload: Workload,
+    cluster: Cluster,
+    seeds: Sequence[int],
+    seed: int,
+    how: str,
 ) -> str:
     """Searches of anything else must not share trials."""
-    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [f"{tuple(seeds)} {seed}"]
+    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [
+        f"{tuple(seeds)} {seed} {how}"
+    ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 

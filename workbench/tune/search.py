@@ -14,12 +14,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
-from workbench.tune.evaluate import Job, Score, score
+from serving.values import one_line
+from workbench.tune.evaluate import Job, Score, failed, score
 from workbench.tune.point import JOIN, Point, Suggester, target_name
 
 BATCH = 4
@@ -28,17 +30,21 @@ _EI_CANDIDATES = 100
 _SCORE = "score"
 _POINT = "point"
 
+Sampler = Literal["tpe", "gp", "random"]
+Objective = Literal["cost", "front"]
 OnTrial = Callable[[int, "Score | None"], None]
 
 
 class Search:
-    """A study in a SQLite file, which optuna-dashboard opens.
+    """A study in a file, which optuna-dashboard opens.
 
-    Args:    storage: the file; made where it is missing.
+    Args:    storage: the file; made where it is missing. `.log` is Optuna's journal, others SQLite.
              name: of the study: another search in the same file is another study.
              draw: lets a trial choose its point.
              first: parameters of the trials to try first.
              seed: the same seed gives the same trials.
+             sampler: who chooses after the first.
+             objective: `cost`, the SLO being a constraint; or `front`: cost against attainment.
     """
 
     def __init__(
@@ -49,35 +55,46 @@ class Search:
         *,
         first: Sequence[Mapping[str, Any]],
         seed: int,
+        sampler: Sampler = "tpe",
+        objective: Objective = "cost",
     ) -> None:
         import optuna
 
         self._draw = draw
         self._first = first
         self._seed = seed
-        storage.parent.mkdir(parents=True, exist_ok=True)
+        self._sampler = sampler
+        self._objective = objective
         with _quiet():
             self._study = optuna.create_study(
-                storage=f"sqlite:///{storage.resolve()}",
+                storage=_storage(storage),
                 study_name=name,
-                direction="minimize",
+                directions=["minimize", "maximize"] if objective == "front" else ["minimize"],
                 load_if_exists=True,
             )
         self._abandon()
 
     def run(
-        self, trials: int, job: Callable[[Point], Job], *, n_jobs: int, on_trial: OnTrial
+        self,
+        trials: int,
+        job: Callable[[Point, tuple[float, ...]], Job],
+        *,
+        n_jobs: int,
+        on_trial: OnTrial,
     ) -> None:
         """Go on until so many trials are finished.
 
-        Args:    on_trial: called with how many are finished, and the last one's score.
+        Args:    job: of a point, and the incumbent's GPU hours by seed; where it refuses the point,
+                     the trial has failed.
+                 on_trial: called with how many are finished, and the last one's score.
         """
         done = len(self._finished())
         on_trial(done, None)
         with _quiet(), _workers(n_jobs) as run:
             while done < trials:
                 asked = self._ask(min(BATCH, trials - done), done)
-                jobs = [job(point) for _, point in asked]
+                best = self._incumbent()
+                jobs = [_made(job, point, best) for _, point in asked]
                 scores = []
                 for found in run(jobs):
                     scores.append(found)
@@ -106,7 +123,8 @@ class Search:
                     **found.metrics,
                     "keeps_slo": found.keeps_slo,
                     "over_limit": max(found.over.values(), default=np.nan),
-                    "seeds_run": found.seeds_run,
+                    "seeds_run": len(found.hours),
+                    "stopped": found.stopped,
                     "error": found.error,
                     "metric": metric,
                     "target": point[target_name(metric.split(JOIN)[0])],
@@ -114,6 +132,11 @@ class Search:
                 }
             )
         return pd.DataFrame(rows)
+
+    def _incumbent(self) -> tuple[float, ...]:
+        """GPU hours by seed of the cheapest trial that keeps the SLO on every seed."""
+        kept = [s for _, _, s in self.scores() if s.keeps_slo and not s.stopped]
+        return min((tuple(s.hours) for s in kept), key=sum, default=())
 
     # -- storage ---------------------------------------------------------------------------------
 
@@ -141,16 +164,9 @@ class Search:
             self._study.tell(left.number, state=TrialState.FAIL)
 
     def _ask(self, count: int, done: int) -> list[tuple[Any, Point]]:
-        import optuna
-
         seed = int(np.random.SeedSequence([self._seed, done]).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            multivariate=True,
-            n_ei_candidates=_EI_CANDIDATES,
-            # The points to start from stand in for random ones.
-            n_startup_trials=len(self._first),
-        )
+        # The points to start from stand in for random ones.
+        self._study.sampler = _sampler(self._sampler, seed, startup=len(self._first))
         asked = []
         for number in range(done, done + count):
             if number < len(self._first):
@@ -167,6 +183,10 @@ class Search:
         if found.error:
             self._study.tell(trial, state=TrialState.FAIL)
             return
+        if self._objective == "front":
+            # The SLO is what is given up step by step: as a constraint it would hide most of that.
+            self._study.tell(trial, [found.metrics["gpu_hours"], found.metrics["slo_attainment"]])
+            return
         for name, over in found.over.items():
             trial.set_constraint(name, over)
         self._study.tell(trial, found.metrics["gpu_hours"])
@@ -176,20 +196,63 @@ def _plain(found: Score) -> dict[str, Any]:
     return {
         "metrics": dict(found.metrics),
         "over": dict(found.over),
-        "seeds_run": found.seeds_run,
+        "hours": list(found.hours),
+        "stopped": found.stopped,
         "error": found.error,
     }
 
 
+def _made(
+    job: Callable[[Point, tuple[float, ...]], Job], point: Point, best: tuple[float, ...]
+) -> Job | Score:
+    try:
+        return job(point, best)
+    except ValidationError as error:
+        return failed(one_line(error))
+
+
+def _run(job: Job | Score) -> Score:
+    return job if isinstance(job, Score) else score(job)
+
+
+def _storage(path: Path) -> Any:
+    """What Optuna keeps a study in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".log":
+        return f"sqlite:///{path.resolve()}"
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _sampler(name: Sampler, seed: int, *, startup: int) -> Any:
+    """Who chooses the points of the next batch."""
+    from optuna import samplers
+
+    if name == "random":
+        return samplers.RandomSampler(seed=seed)
+    if name == "gp":
+        return samplers.GPSampler(
+            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+        )
+    return samplers.TPESampler(
+        seed=seed,
+        multivariate=True,
+        n_ei_candidates=_EI_CANDIDATES,
+        n_startup_trials=startup,
+    )
+
+
 @contextmanager
-def _workers(n_jobs: int) -> Iterator[Callable[[Sequence[Job]], Iterator[Score]]]:
+def _workers(n_jobs: int) -> Iterator[Callable[[Sequence[Job | Score]], Iterator[Score]]]:
     """Something that runs jobs and gives their scores in order."""
     if n_jobs == 1:
-        yield lambda jobs: map(score, jobs)
+        yield lambda jobs: map(_run, jobs)
         return
     # Spawned: a forked child would share the parent's connection to the storage.
     with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
-        yield lambda jobs: pool.map(score, jobs)
+        yield lambda jobs: pool.map(_run, jobs)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
@@ -58,6 +59,20 @@ class Tuning:
         rows = pd.DataFrame([{**own, "keeps_slo": result.keeps_slo}])
         columns = [name for name in self.baselines if name in rows]
         return pd.concat([rows[columns], self.baselines], ignore_index=True)
+
+    def front(self) -> pd.DataFrame:
+        """The trials that no other beats in cost and attainment, the cheapest first.
+
+        On the seeds of the search; trials that were stopped before their last seed are left out.
+        """
+        ran = self.trials[self.trials["state"].eq("COMPLETE")]
+        if "stopped" in ran:
+            ran = ran[ran["stopped"].eq("")]
+        ran = ran.sort_values(
+            ["gpu_hours", "slo_attainment"], ascending=[True, False], kind="stable"
+        )
+        best_before = ran["slo_attainment"].cummax().shift(fill_value=-np.inf)
+        return ran[ran["slo_attainment"] > best_before].reset_index(drop=True)
 
     def write(self, folder: Path) -> Path:
         """Write one parquet per table, plan.json and, last and whole, tuning.json."""

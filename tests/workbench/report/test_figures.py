@@ -93,6 +93,20 @@ def test_candidates_that_break_the_slo_are_hatched(results: Results) -> None:
     assert [list(trace.y) for trace in hatched] == [["article-hpa"]]
 
 
+def test_the_front_is_what_no_trial_beats(results: Results) -> None:
+    front, trials = results.tuning.front(), results.tuning.trials
+    assert 1 < len(front) < len(trials)
+    assert front["gpu_hours"].is_monotonic_increasing
+    assert front["slo_attainment"].is_monotonic_increasing
+    for row in trials.to_dict("records"):
+        cheaper = front[front["gpu_hours"] <= row["gpu_hours"]]
+        assert cheaper["slo_attainment"].max() >= row["slo_attainment"]
+    figure = fleet_figures.cost_against_attainment(results.tuning)
+    named = {trace.name: trace for trace in figure.data}
+    assert list(named["Pareto front"].x) == front["gpu_hours"].tolist()
+    assert {"trial", "winner", "static-peak", "article-hpa"} <= set(named)
+
+
 def test_prediction_check_marks_what_does_not_hold(results: Results) -> None:
     assert len(fleet_figures.prediction_check(results.verification).data) == 3
     rows = results.verification.rows.copy()

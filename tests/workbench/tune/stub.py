@@ -143,7 +143,7 @@ def search(folder: Path, **changes: Any) -> Tuning:
 
 def main() -> None:
     """Search, and die without a word in the middle of a trial."""
-    folder, calls_left = Path(sys.argv[1]), int(sys.argv[2])
+    folder, calls_left, store = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
     def dying(*args: Any, **kwargs: Any) -> SimResult:
         nonlocal calls_left
@@ -152,7 +152,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return simulate(*args, **kwargs)
 
-    search(folder, simulate=dying)
+    search(folder, simulate=dying, storage=folder / store)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
@@ -15,11 +16,13 @@ from pydantic import ValidationError
 from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.hpa import REQUESTS_RUNNING, REQUESTS_WAITING
 from serving.plan import Slo
+from serving.values import Estimate
 from simulations.result import SimResult
 from simulations.traffic import Poisson
 from tests.workbench.tune import stub
 from tests.workbench.tune.stub import candidate, search
-from workbench.tune import Candidate, SearchSpace, TargetRange, Tuning
+from workbench.tune import Candidate, SearchSpace, Tuning
+from workbench.tune.search import _storage
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -99,22 +102,61 @@ def test_the_same_seed_gives_the_same_trials_in_sequence_and_in_parallel(
     assert not other.trials["gpu_hours"].equals(first["gpu_hours"])
 
 
-@pytest.mark.parametrize("calls", [3, 17])
-def test_a_killed_search_goes_on_as_if_nothing_had_been(calls: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("calls", "store"), [(3, "study.log"), (17, "study.db")])
+def test_a_killed_search_goes_on_as_if_nothing_had_been(
+    calls: int, store: str, tmp_path: Path
+) -> None:
+    asked = [str(tmp_path / "killed"), str(calls), store]
     dead = subprocess.run(
-        [sys.executable, "-m", "tests.workbench.tune.stub", str(tmp_path / "killed"), str(calls)],
+        [sys.executable, "-m", "tests.workbench.tune.stub", *asked],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert dead.returncode == -9, dead.stderr
-    with sqlite3.connect(tmp_path / "killed" / "study.db") as store:
-        left = store.execute("select count(*) from trials where state = 'RUNNING'").fetchone()
-    assert left[0] > 0
-    resumed = search(tmp_path / "killed")
+    assert running(tmp_path / "killed" / store) > 0
+    resumed = search(tmp_path / "killed", storage=tmp_path / "killed" / store)
     whole = search(tmp_path / "whole")
     pd.testing.assert_frame_equal(resumed.trials, whole.trials)
     assert resumed.winner == whole.winner
+
+
+def running(store: Path) -> int:
+    """Trials that a dead search left."""
+    import optuna
+
+    kept = _storage(store)
+    (name,) = optuna.get_all_study_names(kept)
+    trials = optuna.load_study(study_name=name, storage=kept).get_trials()
+    return sum(trial.state.name == "RUNNING" for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "random"])
+def test_other_samplers_start_alike_and_repeat_themselves(sampler: str, tmp_path: Path) -> None:
+    found, again, usual = (
+        search(tmp_path / folder, sampler=chosen, trials=10)
+        for folder, chosen in (("a", sampler), ("b", sampler), ("c", "tpe"))
+    )
+    pd.testing.assert_frame_equal(found.trials, again.trials)
+    assert found.winner_result.keeps_slo
+    hours = [one.trials["gpu_hours"].tolist() for one in (found, usual)]
+    assert hours[0][:4] == hours[1][:4]
+    assert hours[0] != hours[1]
+
+
+def test_a_front_trades_cost_for_attainment(tmp_path: Path) -> None:
+    import optuna
+
+    found = search(tmp_path, trials=16, objective="front")
+    front = found.front()
+    assert len(front) > 1
+    assert not found.trials["stopped"].any(), "every trial is judged on every seed"
+    assert found.winner_result.keeps_slo
+    kept = _storage(tmp_path / "study.db")
+    (name,) = optuna.get_all_study_names(kept)
+    study = optuna.load_study(study_name=name, storage=kept)
+    best = sorted({tuple(trial.values) for trial in study.best_trials})
+    assert best == list(zip(front["gpu_hours"], front["slo_attainment"], strict=True))
 
 
 def test_a_second_run_adds_only_the_trials_that_are_missing(tmp_path: Path) -> None:
@@ -162,6 +204,23 @@ def test_a_trial_that_raises_is_a_failed_trial(tmp_path: Path) -> None:
     assert found.winner_result.keeps_slo
 
 
+def test_who_turns_requests_away_does_not_win(tuning: Tuning, tmp_path: Path) -> None:
+    """Latencies are of those that were answered: rejecting the rest would look cheap and fast."""
+
+    def rejecting(plan: Any, *args: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(plan, *args, **kwargs)
+        turned_away = 0.05 if stub.fleet_of(plan)[1] < 4.0 else 0.0
+        e = Estimate(value=turned_away, low=turned_away, high=turned_away, n=1)
+        return SimResult(**(vars(result) | {"metrics": {**result.metrics, "rejected": e}}))
+
+    found = search(tmp_path, trials=30, simulate=rejecting)
+    assert tuning.winner_result.metrics["gpu_hours"].value < 24 * 4.0
+    assert found.winner_result.metrics["gpu_hours"].value >= 24 * 4.0
+    turned_away = found.trials["rejected"] > 0.01
+    assert turned_away.any()
+    assert not found.trials.loc[turned_away, "keeps_slo"].any()
+
+
 def test_a_search_in_which_all_trials_fail_says_why(tmp_path: Path) -> None:
     def broken(*args: Any, **kwargs: Any) -> SimResult:
         raise RuntimeError("the twin is broken")
@@ -174,8 +233,13 @@ def test_a_clearly_broken_first_seed_ends_a_trial(tuning: Tuning) -> None:
     table = tuning.trials
     clearly = table["ttft_p99_s"] > 1.5 * 0.5
     assert clearly.any()
-    assert (table.loc[clearly, "seeds_run"] == 1).all()
-    assert (table.loc[~clearly, "seeds_run"] == 2).all()
+    assert set(table.loc[clearly, "stopped"]) == {"breaks the SLO"}
+    assert set(table.loc[~clearly, "stopped"]) == {"", "costs more"}
+    assert (table["seeds_run"] == np.where(table["stopped"] == "", 2, 1)).all()
+    assert (
+        table.loc[table["stopped"] == "costs more", "gpu_hours"].min()
+        > table.loc[table["keeps_slo"], "gpu_hours"].min()
+    )
 
 
 def test_an_slo_that_nothing_keeps_is_infeasible_and_says_how_near_it_came(tmp_path: Path) -> None:
@@ -263,17 +327,9 @@ def test_questions_without_sense_are_refused(
         search(tmp_path, **changes)
 
 
-def test_values_without_sense_are_refused() -> None:
+def test_a_latency_model_of_another_variant_is_refused() -> None:
     with pytest.raises(ValidationError, match="latency is of 'b', not of 'a'"):
         Candidate(variant=candidate("a").variant, latency=stub.latency("b"))
-    with pytest.raises(ValidationError, match="must have a range in targets"):
-        SearchSpace(metrics=(("nothing",),))
-    with pytest.raises(ValidationError, match=r"warm_spares\(=\(\)\)"):
-        SearchSpace(warm_spares=())
-    with pytest.raises(ValidationError, match=r"min_replicas\(=\(0, 2\)\)"):
-        SearchSpace(min_replicas=(0, 2))
-    with pytest.raises(ValidationError, match=r"low\(=2"):
-        TargetRange(low=2, high=1)
 
 
 # -- kept ----------------------------------------------------------------------------------------
