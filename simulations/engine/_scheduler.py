@@ -632,7 +632,7 @@ def _walk(cap: Int, st: View, limits: Limits) -> Int:
             q[i].computed = 0
             q[i].preemptions += 1
             _wait(i, YES, st, limits)
-            e.preempted += 1
+            e.preemptions += 1
             preempted = True
         if gone and limits.self_ends:
             break
@@ -746,7 +746,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     cap = limits.cap
     if limits.lone_uncapped and e.n_running + e.n_waiting <= 1:
         cap = 0
-    preempted, hit_tokens = e.preempted, e.hit_tokens
+    hit_tokens = e.hit_tokens
     left = _plan(cap, st, limits)
     walked = left < 0
     if walked:
@@ -792,7 +792,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
             _trace(now_s, step, prefill, seqs, decode, kv, attention, st)
             if st.traced[0] <= len(st.steps):
                 made = st.steps[st.traced[0] - 1]
-                made.preempted = e.preempted - preempted
+                made.preemptions = e.preemptions
                 made.hit_tokens = e.hit_tokens - hit_tokens
                 made.blocks_used = limits.usable_blocks - e.free_blocks
         # One round for those that decode.

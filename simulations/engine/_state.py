@@ -192,7 +192,7 @@ REPLICA = np.dtype(
         ("first_slot", np.int32),  # running list
         ("last_slot", np.int32),
         ("free_slot", np.int32),
-        ("preempted", np.int32),
+        ("preemptions", np.int32),
         ("hit_tokens", np.int64),
         ("stuck", np.int32),  # the last decision was empty: it waits for a result
     ],
@@ -212,7 +212,7 @@ STEP = np.dtype(
         ("running", np.int32),
         ("waiting", np.int32),
         ("blocks_used", np.int32),
-        ("preempted", np.int32),
+        ("preemptions", np.int32),
         ("hit_tokens", np.int32),
     ],
     align=True,

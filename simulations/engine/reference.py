@@ -73,7 +73,8 @@ class Step:
     decode_seqs: int = 0
     kv_tokens: int = 0
     attention: float = 0.0
-    preempted: int = 0
+    preemptions: int = 0
+    """By then: what is preempted may leave nothing to do, and that is no step."""
     hit_tokens: int = 0
     blocks_used: int = 0
     start_s: float = NAN
@@ -179,6 +180,7 @@ class ReferenceEngine:
         self.steps: list[Step] = []
         self.blocks = Blocks(latency.kv_blocks)
         self._keys: dict[tuple[int, ...], int] = {}
+        self.preemptions = 0
         self.now_s = 0.0
 
     # -- the loop --------------------------------------------------------------------------------
@@ -280,6 +282,7 @@ class ReferenceEngine:
         options = self.options
         step = Step(self.now_s, {}, set())
         budget = options.max_step_tokens
+        preempted = self.preemptions
         several = len(self.running) + len(self.waiting) > 1
         cap = options.long_prefill_tokens if several or not options.lone_prefill_uncapped else 0
         position = 0
@@ -304,7 +307,7 @@ class ReferenceEngine:
                     budget += step.tokens.pop(victim, 0)
                 self.running.remove(victim)
                 self._preempt(victim)
-                step.preempted += 1
+                self.preemptions += 1
             if request.status != "running":
                 if options.priority and not options.self_preemption_ends_step:
                     continue
@@ -312,7 +315,7 @@ class ReferenceEngine:
             step.tokens[request] = tokens
             budget -= tokens
             position += 1
-        while not step.preempted and budget > 0 and self.waiting:
+        while self.preemptions == preempted and budget > 0 and self.waiting:
             request = self.waiting[0]
             if len(self.running) == options.max_seqs:
                 break
@@ -348,6 +351,7 @@ class ReferenceEngine:
             if request.computed == request.prompt + have:
                 step.outputs.add(request)
                 request.placeholders += 1
+        step.preemptions = self.preemptions
         step.blocks_used = self.latency.kv_blocks - 1 - len(self.blocks.free)
 
     def duration_s(self, step: Step) -> float:

@@ -79,7 +79,7 @@ def trace_replica(
 
     Returns: requests as `simulate_replica`; steps: decided_s, start_s, end_s, attention,
              prefill_tokens, prefill_seqs, decode_seqs, kv_tokens, running, waiting, blocks_used,
-             preempted, hit_tokens; pairs: step (from 1), request, tokens.
+             preemptions (by then), hit_tokens; pairs: step (from 1), request, tokens.
     """
     tokens = int((schedule.prompt_tokens + schedule.output_tokens).sum())
     room = 4 * tokens + 1000

@@ -55,7 +55,7 @@ def test_every_step_is_that_of_the_reference(case: Case) -> None:
 
 def test_the_cases_are_not_empty() -> None:
     """The property above, and vLLM's, would be without preemptions, hits, aborts and rejections."""
-    seen = {"steps": 0, "preempted": 0, "hit_tokens": 0, "aborted": 0, "rejected": 0, "turns": 0}
+    seen = {"steps": 0, "preemptions": 0, "hit_tokens": 0, "aborted": 0, "rejected": 0, "turns": 0}
 
     @settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @given(case=cases())
@@ -64,8 +64,8 @@ def test_the_cases_are_not_empty() -> None:
             case.schedule, case.latency, case.options, concurrency=case.concurrency
         )
         seen["steps"] += len(made)
-        for name in ("preempted", "hit_tokens"):
-            seen[name] += int(made[name].sum())
+        seen["preemptions"] += int(found["preemptions"].sum())
+        seen["hit_tokens"] += int(made["hit_tokens"].sum())
         for name in ("aborted", "rejected"):
             seen[name] += int((found["outcome"] == name).sum())
         seen["turns"] += int(case.schedule.conversations)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulations.engine import trace_replica
+from simulations.engine import SchedulerOptions, trace_replica
 from simulations.engine.reference import reference_replica
+from simulations.traffic import Schedule
 from tests.simulations.engine_cases import FEATURES, Case, cases
+from tests.simulations.models import latency
 
 pytestmark = pytest.mark.vllm
 
@@ -28,11 +30,10 @@ def assert_like_vllm(case: Case) -> None:
     found, steps = reference_replica(
         case.schedule, case.latency, case.options, concurrency=case.concurrency
     )
-    preemptions = np.cumsum([step.preempted for step in steps])
     for k, (real, step) in enumerate(zip(wanted, steps, strict=False)):
         ours = {
             "tokens": {request.index: tokens for request, tokens in step.tokens.items()},
-            "preemptions": preemptions[k],
+            "preemptions": step.preemptions,
             "hit_tokens": step.hit_tokens,
             "blocks_used": step.blocks_used,
         }
@@ -51,6 +52,21 @@ ONE_BY_ONE = [frozenset[str](), *(frozenset({feature}) for feature in sorted(FEA
 def test_steps_are_those_of_vllm(features: frozenset[str], data: st.DataObject) -> None:
     chosen = features | {"caching"} if "turns" in features else features
     assert_like_vllm(data.draw(cases(frozenset(chosen))))
+
+
+def test_a_preemption_that_leaves_nothing_to_do() -> None:
+    """Of equals by priority and arrival the first is preempted, here by itself: no step is made of it."""
+    case = Case(
+        Schedule(
+            np.zeros(7),
+            prompt_tokens=np.array([1, 1, 1, 1, 1, 1, 2]),
+            output_tokens=np.array([1, 1, 1, 1, 2, 6, 4]),
+            priority=np.zeros(7, np.int64),
+        ),
+        latency(kv_blocks=10, block_size_tokens=1, request_overhead_s=0.0),
+        SchedulerOptions(max_seqs=2, max_step_tokens=3, block_size=1, priority=True),
+    )
+    assert_like_vllm(case)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
