@@ -22,7 +22,7 @@ from workbench.measure.process import ChildGroup, free_port, port_in_use
 from workbench.measure.steps import StepLog, cached_tokens, server_steps
 from workbench.measure.vllm_attached import AttachedEngine, ask
 
-_PLUGIN = "workbench_steps"
+_PLUGINS = "workbench_steps,workbench_amx"
 _POLL_S = 0.1
 _LOG_DELAY_S = 5.0
 """How long the last steps may take from the engine to the log."""
@@ -167,7 +167,7 @@ class ServerEngine:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             environment["OMP_NUM_THREADS"] = str(engine_threads())
         if chosen := environment.get("VLLM_PLUGINS"):
-            environment["VLLM_PLUGINS"] = f"{chosen},{_PLUGIN}"
+            environment["VLLM_PLUGINS"] = f"{chosen},{_PLUGINS}"
         return environment
 
     def _await_answer(self, began_s: float) -> None:
