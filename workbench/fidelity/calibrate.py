@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from serving.errors import MeasurementError
 from serving.plan import EngineArgs, Variant
 from simulations.latency import LatencyModel
 from simulations.traffic import ClosedLoop, Fixed, Lengths, Uniform, Workload
 from workbench.fit import fit
-from workbench.measure.engine import Engine, OnProgress
-from workbench.measure.points import Point, once, part
+from workbench.measure.measurement import Measurement
+from workbench.measure.points import Point
 from workbench.measure.validity import MIN_REQUESTS
 
 _LONGEST_OUTPUT = 256
+_ALONE_REQUESTS = 3 * MIN_REQUESTS
 
 
-def calibrated(
-    variant: Variant,
-    engine_args: EngineArgs,
-    engine: Callable[[], Engine],
-    folder: Path,
-    *,
-    seed: int,
-    on_progress: OnProgress | None = None,
-) -> LatencyModel:
-    """Measure closed loops of several lengths and sizes, and fit what can be trusted.
+def model_of(measured: Sequence[Measurement], *, seed: int) -> LatencyModel:
+    """Fit what can be trusted.
 
     Raises:  MeasurementError: nothing can, or the engine logs no steps.
     """
-    points = list(_points(variant, engine_args, seed))
-    found = []
-    for number, point in enumerate(points):
-        progress = part(on_progress, number / len(points), (number + 1) / len(points))
-        measured = once(point, engine, folder, on_progress=progress)
-        found += [] if measured.invalid else [measured]
+    found = [m for m in measured if not m.invalid]
     if not found:
         raise MeasurementError(
             "no measurement for the fit can be trusted",
@@ -44,10 +31,11 @@ def calibrated(
     return fit(found, seed=seed)
 
 
-def _points(variant: Variant, engine_args: EngineArgs, seed: int) -> Iterator[Point]:
-    """Long prompts, long answers, both alike, and lengths that mix prefills with decodes.
+def calibration_points(variant: Variant, engine_args: EngineArgs, *, seed: int) -> Iterator[Point]:
+    """Closed loops: long prompts, long answers, both alike, and lengths that mix prefills with decodes.
 
-    A single user is asked for one of them: alone, a sequence costs little more than its step.
+    A single user sends more requests with shorter answers: alone, a sequence costs little more than
+    its step, and what a request costs outside the steps is seen there.
     """
     room = engine_args.max_model_len
     even = max(min(room // 16, _LONGEST_OUTPUT), 2)
@@ -59,11 +47,14 @@ def _points(variant: Variant, engine_args: EngineArgs, seed: int) -> Iterator[Po
     ]
     mixed = Uniform(min_tokens=1, max_tokens=max(room // 4, 1))
     shapes.append(("mixed", mixed, Uniform(min_tokens=2, max_tokens=max(long_output // 2, 2))))
+    briefly = Uniform(min_tokens=2, max_tokens=max(long_output // 8, 2))
+    alone = [("mixed", mixed, briefly)]
     most = engine_args.max_num_seqs
     for users in dict.fromkeys((1, max(2, most // 8), max(2, most // 2), most)):
-        for name, prompts, outputs in shapes[:1] if users == 1 else shapes:
+        for name, prompts, outputs in alone if users == 1 else shapes:
+            requests = _ALONE_REQUESTS if users == 1 else max(MIN_REQUESTS, 2 * users)
             load = Workload(
-                arrivals=ClosedLoop(concurrency=users, requests=max(MIN_REQUESTS, 2 * users)),
+                arrivals=ClosedLoop(concurrency=users, requests=requests),
                 prompt_tokens=prompts,
                 output_tokens=outputs,
                 seed=seed,

@@ -59,6 +59,11 @@ class FidelityStudy(Value):
         """The relative error that counts as right."""
         return self.target_tail if "_p95_" in metric or "_p99_" in metric else self.target_p50
 
+    @property
+    def settled(self) -> bool:
+        """Whether the loads can be made up before there is a model."""
+        return self.capacity_rps is not None and (self.replay is None or self.replay_share is None)
+
     def workloads(self, capacity_of: Callable[[Workload], float]) -> tuple[float, list[Workload]]:
         """The capacity, and the loads: by share, then the trace.
 
@@ -114,10 +119,11 @@ class Loads(Value):
 
     @classmethod
     def of(
-        cls, study: FidelityStudy, latency: LatencyModel, engine: EngineArgs, folder: Path
+        cls, study: FidelityStudy, latency: LatencyModel | None, engine: EngineArgs, folder: Path
     ) -> Self:
         """Those that lie in the folder for this study, or new ones, which are then written there.
 
+        Args:    latency: None only where the study is `settled`.
         Raises:  InputError: a trace that is too short.
         """
         path = folder / "loads.json"
@@ -125,7 +131,12 @@ class Loads(Value):
             known = cls.read(path)
             if known.study == study:
                 return known
-        capacity_rps, workloads = study.workloads(lambda w: saturation_rps(w, latency, engine))
+
+        def capacity_of(workload: Workload) -> float:
+            assert latency is not None
+            return saturation_rps(workload, latency, engine)
+
+        capacity_rps, workloads = study.workloads(capacity_of)
         names = [*(f"{100 * share:g}%" for share in study.shares), *([REPLAY] * bool(study.replay))]
         found = cls(
             study=study,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from simulations.predict import output_tokens_per_s
 from simulations.traffic import Workload
 from simulations.uncertainty import with_draws
 from workbench.agreement import compare
-from workbench.fidelity.calibrate import calibrated
+from workbench.fidelity.calibrate import calibration_points, model_of
 from workbench.fidelity.loads import FidelityStudy, Loads
 from workbench.fidelity.result import Fidelity
 from workbench.measure.capacity import lazily
@@ -30,6 +31,7 @@ from workbench.measure.points import Point, StartEngine, once, part, start_serve
 from workbench.measure.prompts import requests_for
 from workbench.measure.validity import NOT_STEADY
 
+T = TypeVar("T")
 PERCENTILES = (50, 95, 99)
 _LATENCIES = ("ttft", "tpot", "e2e")
 _NOISE_SEEDS = range(10)
@@ -55,6 +57,9 @@ def fidelity(
     machine does: that is the noise floor. The twin serves the very same schedule, with the scatter of
     the steps drawn ten times and with every draw of the coefficients.
 
+    Where no model is given and the loads do not depend on one (`study.settled`), what it is fitted to is
+    measured between the loads, so that drift falls on both; else before them.
+
     Every run is kept in folder/<point>: the same call goes on after a crash, and tries another model on
     the same runs. A run that cannot be trusted is done again, up to three times, and then left out;
     that a server falls behind at more than it can take is no reason.
@@ -67,28 +72,30 @@ def fidelity(
              MeasurementError: no run for the fit can be trusted.
     """
     engine_args = engine_args.serving(variant)
+    asked = [] if latency else list(calibration_points(variant, engine_args, seed=study.seed))
+    calibration = [_Job(point, folder / "calibration") for point in asked]
     with ExitStack() as stack:
         engine = lazily(stack, variant, engine_args, start, folder)
         begins = 0.0
-        if latency is None:
+        if calibration and not study.settled:
             begins, progress = 0.25, part(on_progress, 0.0, 0.25)
-            latency = calibrated(
-                variant,
-                engine_args,
-                engine,
-                folder / "calibration",
-                seed=study.seed,
-                on_progress=progress,
-            )
+            latency = model_of(_measured(calibration, engine, progress), seed=study.seed)
+            calibration = []
         loads = Loads.of(study, latency, engine_args, folder)
-        doubts = [*latency.doubts, *_fitted_too(latency, loads)]
+        doubts = _beyond(latency, loads, engine_args, force=force)
         for workload in loads.workloads.values():
-            doubts += check_range(latency, engine_args, workload, force=force)
             requests_for(variant, workload, engine_args)  # refuse before an engine is started
-        progress = part(on_progress, begins, 0.97)
-        runs = _runs(loads, variant, engine_args, engine, folder, progress)
+        jobs = mixed(
+            calibration, [_Job(p, folder, usable) for p in load_points(loads, variant, engine_args)]
+        )
+        measured = _measured(jobs, engine, part(on_progress, begins, 0.97))
     if on_progress is not None:
         on_progress("asking the twin", 0.97)
+    runs = [m for job, m in zip(jobs, measured, strict=True) if job.folder == folder]
+    if latency is None:
+        fitted_to = [m for job, m in zip(jobs, measured, strict=True) if job.folder != folder]
+        latency = model_of(fitted_to, seed=study.seed)
+        doubts = _beyond(latency, loads, engine_args, force=force)
     left_out = [f"{m.name}: {why}" for m in runs for why in m.invalid if not (force or usable(m))]
     doubts += [f"{m.name}: {why}" for m in runs for why in m.invalid if force and not usable(m)]
     kept = [m for m in runs if force or usable(m)]
@@ -111,28 +118,59 @@ def usable(measured: Measurement) -> bool:
     return all(any(mark in reason for mark in _BELONGS) for reason in measured.invalid)
 
 
-def _runs(
-    loads: Loads,
-    variant: Variant,
-    engine_args: EngineArgs,
-    engine: Callable[[], Engine],
-    folder: Path,
-    on_progress: OnProgress | None,
+@dataclass(frozen=True)
+class _Job:
+    """A point, where it is kept, and whether what came of it will do."""
+
+    point: Point
+    folder: Path
+    usable: Callable[[Measurement], bool] = lambda measured: not measured.invalid
+
+
+def _measured(
+    jobs: Sequence[_Job], engine: Callable[[], Engine], on_progress: OnProgress | None
 ) -> list[Measurement]:
+    return [
+        once(
+            job.point,
+            engine,
+            job.folder,
+            usable=job.usable,
+            on_progress=part(on_progress, number / len(jobs), (number + 1) / len(jobs)),
+        )
+        for number, job in enumerate(jobs)
+    ]
+
+
+def mixed(*queues: Sequence[T]) -> list[T]:
+    """Several queues as one, each in its order and spread evenly over the whole."""
+    placed = [((i + 0.5) / len(queue), one) for queue in queues for i, one in enumerate(queue)]
+    return [one for _, one in sorted(placed, key=lambda place: place[0])]
+
+
+def load_points(loads: Loads, variant: Variant, engine_args: EngineArgs) -> list[Point]:
     """Every load once, then all of them backwards, and so on."""
     names = list(loads.workloads)
-    order = [
-        (name, repeat)
+    return [
+        Point(_named(variant, name, repeat), variant, loads.workloads[name], "server", engine_args)
         for repeat in range(loads.study.repeats)
         for name in (reversed(names) if repeat % 2 else names)
     ]
-    found = []
-    for number, (name, repeat) in enumerate(order):
-        workload = loads.workloads[name]
-        point = Point(_named(variant, name, repeat), variant, workload, "server", engine_args)
-        progress = part(on_progress, number / len(order), (number + 1) / len(order))
-        found.append(once(point, engine, folder, usable=usable, on_progress=progress))
-    return found
+
+
+def _beyond(
+    latency: LatencyModel | None, loads: Loads, engine_args: EngineArgs, *, force: bool
+) -> list[str]:
+    """What a model was not fitted to, or was fitted to as well; nothing while there is none.
+
+    Raises:  ExtrapolationError: loads far outside what the model was fitted to.
+    """
+    if latency is None:
+        return []
+    doubts = [*latency.doubts, *_fitted_too(latency, loads)]
+    for workload in loads.workloads.values():
+        doubts += check_range(latency, engine_args, workload, force=force)
+    return doubts
 
 
 def _named(variant: Variant, load: str, repeat: int) -> str:

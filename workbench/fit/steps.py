@@ -32,7 +32,8 @@ class Steps:
     With async scheduling the engine hands out the next step before it looks at the result of this
     one: a prefill that takes long to launch shows up in the time of the step before it. What is known
     is the time of a spell: a prefill with the step before it and the one behind it. Without, each
-    step is a spell of its own.
+    step is a spell of its own. Prefills that found such an engine idle are left out, where there are
+    `MIN_STEPS` others (see `_woken`).
 
     Attributes:
         terms: (n, 7): 1, scheduled sequences, prefill tokens, decoding sequences, KV tokens that
@@ -92,12 +93,17 @@ def steps_of(
     """
     found: list[Steps] = []
     spells, blocks = 0, 0
-    for point, measurement in enumerate(measurements):
-        table = measurement.steps[measurement.steps["step_s"] > 0].sort_values("t_s", kind="stable")
-        if table.empty:
-            continue
+    tables = _tables(measurements)
+    busy = sum(_busy_prefills(table, spell) for _, table, spell in tables)
+    for point, table, spell in tables:
+        measurement = measurements[point]
         terms = _terms(table, measurement)
-        spell = _spells(table, together=measurement.replica.async_scheduling)
+        if measurement.replica.async_scheduling and busy >= MIN_STEPS:
+            kept = ~np.isin(spell, spell[_woken(table)])
+            if not kept.any():
+                continue
+            table, terms = table[kept], terms[kept]
+            spell = np.unique(spell[kept], return_inverse=True)[1]
         count = int(spell[-1]) + 1
         parts = max(1, min(_MAX_BLOCKS, count // _BLOCK_SPELLS))
         block = spell * parts // count
@@ -125,6 +131,34 @@ def steps_of(
             for name in ("terms", "step_s", "spell", "block", "held_out", "point")
         )
     )
+
+
+def _tables(measurements: Sequence[Measurement]) -> list[tuple[int, pd.DataFrame, IntArray]]:
+    """Position, steps in order of time and their spells, of each measurement that has any."""
+    found = []
+    for point, measurement in enumerate(measurements):
+        table = measurement.steps[measurement.steps["step_s"] > 0].sort_values("t_s", kind="stable")
+        if len(table):
+            spell = _spells(table, together=measurement.replica.async_scheduling)
+            found.append((point, table, spell))
+    return found
+
+
+def _woken(table: pd.DataFrame) -> BoolArray:
+    """Prefills that found the engine idle.
+
+    With async scheduling their launch is waited for; in a busy engine it is hidden behind the step
+    before. The two differ by several milliseconds, and loads are of the second kind.
+    """
+    woken: BoolArray = table["gap_s"].isna().to_numpy() & (table["prefill_tokens"] > 0).to_numpy()
+    return woken
+
+
+def _busy_prefills(table: pd.DataFrame, spell: IntArray) -> int:
+    """Spells with a prefill that found the engine busy."""
+    idle = np.unique(spell[_woken(table)])
+    with_any = np.unique(spell[(table["prefill_tokens"] > 0).to_numpy()])
+    return len(np.setdiff1d(with_any, idle))
 
 
 def _terms(table: pd.DataFrame, measurement: Measurement) -> FloatArray:

@@ -294,3 +294,20 @@ def test_the_figures_show_the_cells(right: tuple[Fidelity, Path], tmp_path: Path
     text = fidelity_page(found, tmp_path / "page.html").read_text()
     assert "within target" in text
     assert str(found) in text
+
+
+def test_calibration_and_loads_take_turns_where_the_loads_are_settled(tmp_path: Path) -> None:
+    """A machine that becomes slower while it is measured must not set the fit against the loads."""
+    start = Started()
+    study = STUDY.model_copy(update={"capacity_rps": 30.0, "shares": (0.4, 0.8)})
+    found = tried(tmp_path, None, start=start, study=study)
+    assert len(start.engines) == 1
+    assert found.latency.base_s == pytest.approx(STEP.base_s, rel=0.1)
+    written = sorted(
+        (head.stat().st_mtime_ns, head.parent.parent.name == "calibration")
+        for head in tmp_path.rglob("measurement.json")
+    )
+    of_calibration = [is_calibration for _, is_calibration in written]
+    assert len(of_calibration) == 13 + 6
+    for half in (of_calibration[:9], of_calibration[9:]):
+        assert sum(half) in (6, 7)

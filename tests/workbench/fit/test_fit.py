@@ -97,6 +97,24 @@ def test_with_async_scheduling_a_prefill_is_timed_with_its_neighbours() -> None:
     assert wrong.per_token_s < 0.8 * TRUE["per_token_s"]
 
 
+def test_prefills_that_found_the_engine_idle_do_not_pass_for_those_of_a_busy_one() -> None:
+    """With async scheduling an idle engine waits for the launch that a busy one hides."""
+    busy = steps(4000, 3, outliers=0.0)
+    alone = steps(800, 5, outliers=0.0)
+    idle = alone["prefill_tokens"] > 0
+    woken = alone.assign(
+        step_s=alone["step_s"] + 4e-3 * idle, gap_s=np.where(idle, np.nan, alone["gap_s"])
+    )
+    replica = ReplicaInfo(
+        engine_version="0", kv_blocks=4096, block_size_tokens=16, start_s=30, async_scheduling=True
+    )
+    few_busy = busy[:400]
+    model = fit([measurement(t, replica=replica) for t in (few_busy, woken)])
+    assert model.prefill_step_s < 5e-4
+    only = fit([measurement(woken, replica=replica)])
+    assert only.prefill_step_s > 2e-3, "where there is nothing else, they are what is known"
+
+
 def test_prefill_attention_is_found_where_it_matters() -> None:
     model = fit([measurement(steps(4000, 4, attention_s=2e-7))])
     assert model.per_prefill_attention_s == pytest.approx(2e-7, rel=0.15)
