@@ -132,6 +132,8 @@ class LatencyModel(Value):
     """Per request, before the engine's queue: HTTP, tokenizing, between processes."""
     response_overhead_s: float = Field(0.0, ge=0)
     """From the end of a step to the client having its token: detokenizing, HTTP."""
+    response_per_seq_s: float = Field(0.0, ge=0)
+    """The same per sequence of the step, whose tokens the server hands out one after another."""
     request_noise_s: tuple[float, ...] = ()
     """Quantiles of measured minus predicted TTFT at the lightest load, median 0; one per request."""
     residuals: tuple[float, ...] = ()

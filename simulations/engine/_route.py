@@ -101,12 +101,12 @@ def _to_canary(i: Int, share: float, gate: Gate) -> bool:
 
 
 @compiled
-def _end(i: Int, status: Int, at_s: float, answer: bool, state: State, limits: Limits) -> None:
+def _end(i: Int, status: Int, at_s: float, answer: bool, state: State) -> None:
     """Request i ends at the gateway."""
     q = state.requests
     q[i].status = status
     q[i].attempts += 1
-    over(i, at_s, answer, state.follow, q, state.gate, limits)
+    over(i, at_s, answer, state.follow, q, state.gate)
 
 
 @entry
@@ -196,14 +196,14 @@ def run_until(
             cursor[HITS] += 1
             q[i].first_s = next_s + gate.cache_s + limits.response_s
             q[i].end_s = q[i].first_s
-            _end(i, np.int64(CACHED), next_s + gate.cache_s, YES, state, limits)
+            _end(i, np.int64(CACHED), q[i].end_s, YES, state)
         elif gone:
-            _end(i, np.int64(ABORTED), now_s, NO, state, limits)
+            _end(i, np.int64(ABORTED), now_s, NO, state)
         elif len(serving) == 0:
             _hold(i, cursor, q)
         elif position == NO_ROOM:
             cursor[REFUSED] += 1
-            _end(i, np.int64(REJECTED), next_s, NO, state, limits)
+            _end(i, np.int64(REJECTED), next_s, NO, state)
         else:
             cursor[last] = position
             enqueue(i, next_s, view(rows[position], state), limits)

@@ -89,12 +89,12 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     if full or 0 <= limits.max_queued_tokens <= e.unanswered_tokens:
         e.rejected += 1
         request.status = REJECTED
-        over(i, at_s, NO, st.follow, q, st.gate, limits)
+        over(i, at_s, NO, st.follow, q, st.gate)
         return
     if e.error_share > 0 and uniform(st.gate.seed, i, np.int64(request.attempts)) < e.error_share:
         e.failed += 1
         request.status = FAILED
-        over(i, at_s, NO, st.follow, q, st.gate, limits)
+        over(i, at_s, NO, st.follow, q, st.gate)
         return
     request.status = INBOX
     request.queued_s = at_s + limits.overhead_s
@@ -156,17 +156,16 @@ def _send_again(i: Int, next_s: float, follow: Follow, q: Records, gate: Gate) -
 
 
 @compiled
-def over(
-    i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate, limits: Limits
-) -> None:
-    """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent."""
+def over(i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate) -> None:
+    """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent.
+
+    Args:    at_s: when its client knows.
+    """
     if not answered:
         next_s = again_s(i, at_s, q, gate)
         if next_s < np.inf:
             _send_again(i, next_s, follow, q, gate)
             return
-    if answered:
-        at_s += limits.response_s
     if follow.closed[0] < follow.closed[1]:
         j = follow.closed[0]
         follow.closed[0] += 1
@@ -258,7 +257,7 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
         e.aborted += 1
         if np.isnan(request.first_s):
             e.unanswered_tokens -= request.prompt
-        over(i, now_s, NO, st.follow, q, st.gate, limits)
+        over(i, now_s, NO, st.follow, q, st.gate)
 
 
 @compiled
@@ -307,24 +306,24 @@ def lose(now_s: float, st: View, limits: Limits) -> None:
     while i >= 0:
         following = np.int64(q[i].left)
         if q[i].status == INBOX:
-            _fail(i, now_s, st, limits)
+            _fail(i, now_s, st)
         i = following
     i = np.int64(_first_waiting(st, limits))
     while i >= 0:
         _pop_waiting(st, limits)
-        _fail(i, now_s, st, limits)
+        _fail(i, now_s, st)
         i = np.int64(_first_waiting(st, limits))
     s = np.int64(e.first_slot)
     while s >= 0:
-        _fail(np.int64(st.slots[s].request), now_s, st, limits)
+        _fail(np.int64(st.slots[s].request), now_s, st)
         s = np.int64(st.slots[s].after)
 
 
 @compiled
-def _fail(i: Int, now_s: float, st: View, limits: Limits) -> None:
+def _fail(i: Int, now_s: float, st: View) -> None:
     st.row[0].failed += 1
     st.requests[i].status = FAILED
-    over(i, now_s, NO, st.follow, st.requests, st.gate, limits)
+    over(i, now_s, NO, st.follow, st.requests, st.gate)
 
 
 # -- slots ---------------------------------------------------------------------------------------
@@ -780,6 +779,7 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     if held_some:
         flight = st.flights[step % 2]
         flight.count = 0
+        flight.seqs = np.int32(decode + seqs)
         flight.overlap = np.int32(e.updated < e.step)
         step_s = step_s_of(step, prefill, seqs, decode, kv, attention, e.seed, speed)
         step_s *= e.slowdown
@@ -933,6 +933,7 @@ def complete(st: View, limits: Limits) -> None:
     flight = st.flights[step % 2]
     row = st.news[step % 2]
     now_s = flight.end_s
+    seen_s = now_s + limits.response_s + limits.response_seq_s * flight.seqs
     e.busy_s += flight.busy_s
     e.active_s += now_s - flight.start_s
     e.updated = step
@@ -942,7 +943,7 @@ def complete(st: View, limits: Limits) -> None:
         if request.status != RUNNING and request.status != WAITING:
             continue
         if np.isnan(request.first_s):
-            request.first_s = now_s + limits.response_s
+            request.first_s = seen_s
             ttft_s = now_s - request.queued_s + limits.overhead_s
             e.ttft_sum_s += ttft_s
             e.ttft_count += 1
@@ -956,7 +957,7 @@ def complete(st: View, limits: Limits) -> None:
         else:  # preempted with its last token in flight
             e.n_waiting -= 1
         request.status = DONE
-        request.end_s = now_s + limits.response_s
+        request.end_s = seen_s
         e.outstanding -= 1
         _count(i, now_s, st, limits)
-        over(i, now_s, YES, st.follow, st.requests, st.gate, limits)
+        over(i, seen_s, YES, st.follow, st.requests, st.gate)

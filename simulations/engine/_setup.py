@@ -263,6 +263,7 @@ def limits_of(options: SchedulerOptions, latency: LatencyModel, schedule: Schedu
         max_queued_tokens=-1 if options.max_queued_tokens is None else options.max_queued_tokens,
         overhead_s=latency.request_overhead_s,
         response_s=latency.response_overhead_s,
+        response_seq_s=latency.response_per_seq_s,
         min_output=int(outputs.min()),
         ring=int(outputs.max()) + 2,
     )

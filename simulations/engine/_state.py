@@ -129,6 +129,7 @@ FLIGHT = np.dtype(
         ("end_s", np.float64),
         ("busy_s", np.float64),
         ("count", np.int32),  # entries in `State.news`
+        ("seqs", np.int32),  # of a step that somebody hears of
         ("overlap", np.int32),  # the step before it was in flight when it was decided
     ],
     align=True,
@@ -261,6 +262,7 @@ class Limits(NamedTuple):
     max_queued_tokens: int
     overhead_s: float
     response_s: float
+    response_seq_s: float
     min_output: int
     ring: int
 

@@ -301,7 +301,7 @@ class DataPlane:
         """Busy and active seconds of the steps under way, until now."""
         busy_s = active_s = 0.0
         for step in range(updated + 1, decided + 1):
-            start_s, _, flight_s, _, _ = self._state.flights[row, step % 2].item()
+            start_s, _, flight_s, *_ = self._state.flights[row, step % 2].item()
             elapsed_s = max(0.0, self.now_s - start_s)
             active_s += elapsed_s
             busy_s += min(elapsed_s, flight_s)

@@ -257,10 +257,10 @@ class ReferenceEngine:
             self._release(request)
             self._over(request, "aborted")
 
-    def _over(self, request: Request, status: str) -> None:
-        """Nothing more happens to it; somebody may have waited for that."""
+    def _over(self, request: Request, status: str, seen_s: float | None = None) -> None:
+        """Nothing more happens to it; somebody may have waited for that, who knows now or then."""
         request.status = status
-        seen_s = self.now_s + (self.latency.response_overhead_s if status == "done" else 0.0)
+        seen_s = self.now_s if seen_s is None else seen_s
         following = next(self._closed, None)
         if following is not None:
             heapq.heappush(self.coming, (seen_s, following))
@@ -367,6 +367,8 @@ class ReferenceEngine:
 
     def update(self, step: Step) -> None:
         """vLLM's update_from_output: tokens come back, also those of preempted requests."""
+        handed_s = self.latency.response_per_seq_s * (step.prefill_seqs + step.decode_seqs)
+        seen_s = self.now_s + self.latency.response_overhead_s + handed_s
         for request in step.tokens:
             if request.status not in ("running", "waiting") or request not in step.outputs:
                 continue
@@ -376,12 +378,12 @@ class ReferenceEngine:
                 if self.options.async_scheduling:
                     self._cache(request, request.computed - request.placeholders)
             if request.out == 1:
-                request.first_s = self.now_s
+                request.first_s = seen_s
             if request.out == request.output:
-                request.end_s = self.now_s
+                request.end_s = seen_s
                 self._release(request)
                 (self.running if request in self.running else self.waiting).remove(request)
-                self._over(request, "done")
+                self._over(request, "done", seen_s)
 
     # -- blocks ----------------------------------------------------------------------------------
 
@@ -473,12 +475,11 @@ def reference_replica(
     """What `simulate_replica` must return, without noise, and every step."""
     engine = ReferenceEngine(schedule, latency, options, concurrency=concurrency)
     engine.run()
-    after_s = latency.response_overhead_s
     return pd.DataFrame(
         {
             "arrived_at_s": [r.sent_s for r in engine.requests],
-            "first_token_s": [r.first_s + after_s for r in engine.requests],
-            "end_s": [r.end_s + after_s for r in engine.requests],
+            "first_token_s": [r.first_s for r in engine.requests],
+            "end_s": [r.end_s for r in engine.requests],
             "cached_tokens": [r.hit_tokens for r in engine.requests],
             "preemptions": [r.preemptions for r in engine.requests],
         }

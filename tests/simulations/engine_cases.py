@@ -96,6 +96,7 @@ def cases(draw: st.DrawFn, features: frozenset[str] = FEATURES, block_size: int 
         prefill_step_s=draw(st.sampled_from([0.0, 0.002])),
         request_overhead_s=draw(st.sampled_from([0.0, 0.003])),
         response_overhead_s=draw(st.sampled_from([0.0, 0.001])),
+        response_per_seq_s=draw(st.sampled_from([0.0, 0.0001])),
         block_size_tokens=size,
         kv_blocks=3 + (longest + spare) // size,
     )

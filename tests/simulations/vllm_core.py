@@ -207,7 +207,7 @@ class VllmCore:
 
     def _gone(self, i: int, *, answered: bool) -> None:
         self._known.discard(i)
-        seen_s = self.now_s + (self.latency.response_overhead_s if answered else 0.0)
+        seen_s = self.end_s[i] if answered else self.now_s
         if self.case.concurrency is not None:
             following = next(self._closed, None)
             if following is not None:
@@ -276,6 +276,7 @@ class VllmCore:
             ),
         )
         after_s = self.now_s + self.latency.response_overhead_s
+        after_s += self.latency.response_per_seq_s * len(sampled)
         for key in sampled:
             i = int(key)
             if i not in had or self.requests[i].num_output_tokens == had[i]:

@@ -80,6 +80,7 @@ def fit(
         pad_to_tokens=fitted.form.pad_to_tokens,
         request_overhead_s=borrowed.request_overhead_s if borrowed else 0.0,
         response_overhead_s=borrowed.response_overhead_s if borrowed else 0.0,
+        response_per_seq_s=borrowed.response_per_seq_s if borrowed else 0.0,
         request_noise_s=borrowed.request_noise_s if borrowed else (),
         residuals=residuals(unseen.summed(unseen.step_s), fitted.predict(unseen)),
         draws=tuple(_coefficients(drawn, between_s, overhead_s) for drawn in redrawn),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 def contexts(steps: pd.DataFrame, requests: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
@@ -49,6 +50,18 @@ def contexts(steps: pd.DataFrame, requests: pd.DataFrame) -> tuple[FloatArray, F
         if left == 0:
             computed = 0
     return pairs, half_done
+
+
+def first_token_steps(steps: pd.DataFrame, requests: pd.DataFrame) -> IntArray | None:
+    """Which step made the first token of each request that got one, in order of sending.
+
+    Returns: (n,) positions in steps; None where the tokens of the log are not those of the requests.
+    """
+    ends = np.cumsum(np.fromiter(_prompts(requests), dtype=np.int64))
+    computed = steps["prefill_tokens"].to_numpy(dtype=np.int64).cumsum()
+    if len(ends) == 0 or len(computed) == 0 or computed[-1] != ends[-1]:
+        return None
+    return np.asarray(np.searchsorted(computed, ends), dtype=np.int64)
 
 
 def _prompts(requests: pd.DataFrame) -> Iterator[int]:

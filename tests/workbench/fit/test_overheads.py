@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from simulations.engine import simulate_replica
+from simulations.latency import FloatArray
 from simulations.traffic import ClosedLoop, Fixed, Schedule, Workload
 from workbench.fit import fit
 from workbench.measure.fake import StepTime
@@ -69,25 +70,52 @@ def test_request_overhead_is_what_the_twin_lacks_at_the_lightest_load() -> None:
 
 def test_what_comes_behind_a_step_is_told_from_what_comes_before_the_queue() -> None:
     sent_s = np.arange(1.0, 41.0)
-    lone = pd.DataFrame(
-        {
-            "t_s": sent_s + 0.048,
-            "step_s": 0.005,
-            "gap_s": np.nan,
-            "prefill_requests": 1,
-            "prefill_tokens": 100,
-            "decode_seqs": 0,
-            "kv_tokens": 100,
-            "running": 1,
-            "waiting": 0,
-        }
-    )
     light = measurement(
-        lone, mode="server", requests=answered(sent_s, ttft_s=0.05), workload=poisson(1.0)
+        first_tokens(sent_s, 0.002, seqs=1),
+        mode="server",
+        requests=answered(sent_s, ttft_s=0.05),
+        workload=poisson(1.0),
     )
     model = fit([light, measurement(steps(600, 8))])
     assert model.response_overhead_s == pytest.approx(0.002, rel=1e-6)
     assert model.request_overhead_s > 0.03
+    assert model.response_per_seq_s == 0, "one load does not tell"
+
+
+def test_what_each_sequence_of_a_step_adds_is_told_by_several_loads() -> None:
+    sent_s = np.arange(1.0, 41.0)
+    loads = [
+        measurement(
+            first_tokens(sent_s, 0.001 + 1e-4 * seqs, seqs=seqs),
+            name=f"load-{seqs}",
+            mode="server",
+            requests=answered(sent_s, ttft_s=0.05),
+            workload=poisson(1.0),
+        )
+        for seqs in (1, 20, 60)
+    ]
+    model = fit([*loads, measurement(steps(600, 8))])
+    assert model.response_per_seq_s == pytest.approx(1e-4, rel=1e-3)
+    assert model.response_overhead_s == pytest.approx(0.001, rel=1e-3)
+    close = fit([*loads[:1], *loads[:1], *loads[:1], measurement(steps(600, 8))])
+    assert close.response_per_seq_s == 0
+
+
+def first_tokens(sent_s: FloatArray, behind_s: float, *, seqs: int) -> pd.DataFrame:
+    """A step for each first token, which its client has after 50 ms, `behind_s` after the step."""
+    return pd.DataFrame(
+        {
+            "t_s": sent_s + 0.05 - behind_s,
+            "step_s": 0.005,
+            "gap_s": np.nan,
+            "prefill_requests": 1,
+            "prefill_tokens": 100,
+            "decode_seqs": seqs - 1,
+            "kv_tokens": 100 * seqs,
+            "running": seqs,
+            "waiting": 0,
+        }
+    )
 
 
 def test_the_twin_on_a_fitted_fake_gives_the_fakes_own_latencies(tmp_path: Path) -> None:
