@@ -59,6 +59,8 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
 
     show(table(pipeline, name), as_json=as_json)
     tell_pipeline_doubts(pipeline, name)
+    if name == "tune":
+        tell_doubts(Results(pipeline).tuning().own_doubts, "doubt")
     if name == "verify":
         verification = Results(pipeline).verification()
         if verification is None or not verification.holds:

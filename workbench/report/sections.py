@@ -212,6 +212,7 @@ def _cost(data: ReportData) -> Section:
     if len(bound):
         over = share_change(winner["gpu_hours"], bound.iloc[0]["gpu_hours"])
         text += f" The winner needs {over} GPU hours than the clairvoyant lower bound."
+    text += "".join(f" Doubt: {doubt}." for doubt in tuning.own_doubts)
     for name, reason in tuning.rejected.items():
         text += f" Not searched: {name}, {reason}."
     shown = table.assign(

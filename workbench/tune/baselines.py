@@ -20,7 +20,7 @@ from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from simulations.traffic import Workload
-from workbench.tune.evaluate import Simulate, keeps
+from workbench.tune.evaluate import Simulate
 from workbench.tune.rules import rule_hpa
 
 CLAIRVOYANT = "clairvoyant bound"
@@ -68,7 +68,7 @@ def row(plan: Plan, result: SimResult) -> dict[str, Any]:
     return {
         "name": plan.name,
         "variant": plan.variant.name,
-        "keeps_slo": keeps(result, plan.slo),
+        "keeps_slo": result.keeps_slo,
         **{name: estimate.value for name, estimate in result.metrics.items()},
     }
 

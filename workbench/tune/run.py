@@ -70,12 +70,14 @@ def tune(
              cluster: None is `Cluster()`.
              sampler: `tpe`, `gp` (a Gaussian process; needs torch) or `random`.
              objective: `front` searches for the best of cost against attainment, without racing;
-                 `Tuning.front()` is what it finds, and the winner is chosen as ever.
+                 `Tuning.front()` is what it finds, and the winner is chosen as ever; where nothing
+                 keeps the SLO it is what came nearest, and `Tuning.own_doubts` says so.
              n_jobs: processes that simulate.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
              simulate: the twin; for n_jobs > 1 it must be a function of a module.
-    Raises:  InfeasibleError: nothing keeps the SLO; says what came nearest and what to change.
+    Raises:  InfeasibleError: nothing keeps the SLO, and the objective is `cost`; says what came
+                 nearest and what to change.
              MeasurementError: a latency model with doubts, and no force.
              InputError: candidates twice, no seeds, or seeds of the search among the unseen.
     """
@@ -131,13 +133,15 @@ def tune(
         latency = ground.candidate(plan.variant.name).latency
         return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
 
-    won, result = winner(
+    proven = winner(
         [(point, found) for _, point, found in search.scores()],
         ground,
         tuple(unseen_seeds),
         prove,
         lambda doing: say(doing, _SEARCHED),
+        must_keep=objective == "cost",
     )
+    won, result = proven.plan, proven.result
     latency = ground.candidate(won.variant.name).latency
     return Tuning(
         winner=won,
@@ -155,6 +159,7 @@ def tune(
             on_progress=lambda doing, share: say(doing, _PROVEN + (1 - _PROVEN) * share),
         ),
         rejected=admitted.rejected,
+        own_doubts=(proven.doubt,) if proven.doubt else (),
     )
 
 

@@ -18,7 +18,7 @@ from serving.plan import Plan
 from serving.values import Estimate, doubted_html, one_line
 from simulations.result import Prediction, SimResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TABLES = ("trials", "baselines", "per_seed", "timeline", "alerts")
 _SHOWN = ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
 
@@ -37,6 +37,7 @@ class Tuning:
         baselines: on the same unseen traffic as the winner: name, variant, keeps_slo, and the
             metrics of SimResult.
         rejected: variants that were not searched, with the reason.
+        own_doubts: what speaks against the winner itself, however good the measurements are.
     """
 
     winner: Plan
@@ -45,6 +46,7 @@ class Tuning:
     trials: pd.DataFrame
     baselines: pd.DataFrame
     rejected: Mapping[str, str] = field(default_factory=dict)
+    own_doubts: tuple[str, ...] = ()
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ class Tuning:
             "keeps_slo": result.keeps_slo,
             "prediction": self.prediction.model_dump(mode="json"),
             "rejected": dict(self.rejected),
+            "own_doubts": list(self.own_doubts),
         }
         partial = head_path.with_name("tuning.json.partial")
         partial.write_text(json.dumps(head, indent=2) + "\n")
@@ -137,6 +140,7 @@ class Tuning:
                 trials=tables["trials"],
                 baselines=tables["baselines"],
                 rejected=head["rejected"],
+                own_doubts=tuple(head["own_doubts"]),
             )
         except ValidationError as error:
             raise InputError(
@@ -154,6 +158,7 @@ class Tuning:
             f"<br>not searched: {html.escape(name)}, {html.escape(why)}"
             for name, why in self.rejected.items()
         )
+        out += "".join(f"<br>doubt: {html.escape(doubt)}" for doubt in self.own_doubts)
         return f"{said} the SLO{doubted_html(self.doubts)}{out}" + shown.to_html(
             index=False, float_format="{:.4g}".format
         )

@@ -18,6 +18,7 @@ from serving.values import Estimate
 from simulations.engine import estimate
 from simulations.fleet import Cluster
 from simulations.latency import ColdStart, FittedRange, LatencyModel
+from simulations.promise import broken
 from simulations.result import SimResult
 from simulations.traffic import Fixed, Poisson, Workload
 from workbench.tune import Candidate, Tuning, tune
@@ -124,7 +125,7 @@ def simulate(
         per_seed=per_seed,
         timeline=timeline,
         alerts=pd.DataFrame({"alert": pd.Series(dtype=str)}),
-        keeps_slo=all(metrics[n].high <= limit for n, limit in plan.slo.limits().items()),
+        keeps_slo=not broken(metrics, plan.slo),
     )
 
 

@@ -17,6 +17,7 @@ from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.hpa import REQUESTS_RUNNING, REQUESTS_WAITING
 from serving.plan import Slo
 from serving.values import Estimate
+from simulations.promise import broken
 from simulations.result import SimResult
 from simulations.traffic import Poisson
 from tests.workbench.tune import stub
@@ -211,7 +212,9 @@ def test_who_turns_requests_away_does_not_win(tuning: Tuning, tmp_path: Path) ->
         result = stub.simulate(plan, *args, **kwargs)
         turned_away = 0.05 if stub.fleet_of(plan)[1] < 4.0 else 0.0
         e = Estimate(value=turned_away, low=turned_away, high=turned_away, n=1)
-        return SimResult(**(vars(result) | {"metrics": {**result.metrics, "rejected": e}}))
+        metrics = {**result.metrics, "rejected": e}
+        kept = not broken(metrics, plan.slo)
+        return SimResult(**(vars(result) | {"metrics": metrics, "keeps_slo": kept}))
 
     found = search(tmp_path, trials=30, simulate=rejecting)
     assert tuning.winner_result.metrics["gpu_hours"].value < 24 * 4.0
@@ -222,11 +225,11 @@ def test_who_turns_requests_away_does_not_win(tuning: Tuning, tmp_path: Path) ->
 
 
 def test_a_search_in_which_all_trials_fail_says_why(tmp_path: Path) -> None:
-    def broken(*args: Any, **kwargs: Any) -> SimResult:
+    def raising(*args: Any, **kwargs: Any) -> SimResult:
         raise RuntimeError("the twin is broken")
 
     with pytest.raises(InfeasibleError, match=r"all 6 trials failed.*the twin is broken"):
-        search(tmp_path, trials=6, simulate=broken)
+        search(tmp_path, trials=6, simulate=raising)
 
 
 def test_a_clearly_broken_first_seed_ends_a_trial(tuning: Tuning) -> None:
@@ -254,6 +257,26 @@ def test_an_slo_that_nothing_keeps_is_infeasible_and_says_how_near_it_came(tmp_p
     said = str(raised.value)
     assert "ttft_p99_s came down to 0.625, the limit is 0.5" in said
     assert "Loosen ttft_p99_s" in said
+
+
+def test_a_front_of_which_nothing_keeps_the_slo_says_so(tmp_path: Path) -> None:
+    def slow(*args: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(*args, **kwargs)
+        late = {n: e.value + 0.6 for n, e in result.metrics.items() if n == "ttft_p99_s"}
+        worse = {n: Estimate(value=v, low=v, high=v, n=1) for n, v in late.items()}
+        return SimResult(
+            **(vars(result) | {"metrics": {**result.metrics, **worse}, "keeps_slo": False})
+        )
+
+    found = search(tmp_path, trials=8, simulate=slow, objective="front")
+    assert len(found.front()) > 0
+    assert not found.winner_result.keeps_slo
+    assert found.winner_result.per_seed["seed"].tolist() == [100, 101, 102]
+    (doubt,) = found.own_doubts
+    assert "nothing keeps the SLO in 8 trials: ttft_p99_s came down to 0." in doubt
+    read = Tuning.read(found.write(tmp_path / "tuning"))
+    assert read.own_doubts == found.own_doubts
+    assert "nothing keeps the SLO" in read._repr_html_()
 
 
 def test_an_slo_below_a_lone_request_is_infeasible_at_once(tmp_path: Path) -> None:
