@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Plan, Slo
 from simulations.fleet import Cluster
@@ -17,15 +19,17 @@ from workbench.tune.admit import admit
 from workbench.tune.baselines import baselines
 from workbench.tune.candidate import Candidate
 from workbench.tune.evaluate import Job, Score, Simulate, ground_of
+from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.proof import replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.search import Objective, Sampler, Search
+from workbench.tune.search import Objective, Sampler, Search, scores_of
 from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
+from workbench.tune.unseen import COLUMNS
 
 OnProgress = Callable[[str, float], None]
-_SIZED, _SEARCHED, _PROVEN = 0.05, 0.75, 0.85
+_SIZED, _SEARCHED, _PROVEN, _AROUND = 0.05, 0.7, 0.75, 0.85
 """Share of the work done after each part."""
 
 
@@ -45,6 +49,7 @@ def tune(
     sampler: Sampler = "tpe",
     objective: Objective = "cost",
     n_jobs: int = 1,
+    neighbour_seeds: int | None = None,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
     force: bool = False,
@@ -73,6 +78,8 @@ def tune(
                  `Tuning.front()` is what it finds, and the winner is chosen as ever; where nothing
                  keeps the SLO it is what came nearest, and `Tuning.own_doubts` says so.
              n_jobs: processes that simulate.
+             neighbour_seeds: on so many of the unseen seeds are the neighbours of the winner tried, one
+                 step in each free parameter; None is all, 0 is no look at them.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
              simulate: the twin; for n_jobs > 1 it must be a function of a module.
@@ -104,13 +111,13 @@ def tune(
         gpus_per_replica=gpus_per_replica,
     )
 
-    def job(point: Point, incumbent: tuple[float, ...]) -> Job:
+    def job(point: Point, incumbent: tuple[float, ...], over: Sequence[int] = tuple(seeds)) -> Job:
         latency = ground.candidate(point["variant"]).latency
         plan = ground.plan_of(point)
         where = ground_of(plan, cluster)
         # A front needs every seed of every trial, or its points could not be compared.
         race = objective == "cost"
-        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent, race)
+        return Job(plan, workload, latency, tuple(over), where, simulate, incumbent, race)
 
     first = first_points(
         ground.space,
@@ -143,6 +150,18 @@ def tune(
     )
     won, result = proven.plan, proven.result
     latency = ground.candidate(won.variant.name).latency
+    around = tuple(unseen_seeds)[:neighbour_seeds]
+
+    def evaluate(points: Sequence[Point]) -> list[Score]:
+        say(f"{len(points)} neighbours of the winner", _PROVEN)
+        return scores_of(points, lambda point, _: job(point, (), around), n_jobs=n_jobs)
+
+    neighbours = (
+        look_around(proven.point, result, ground, admitted.seqs, evaluate)
+        if around
+        else pd.DataFrame(columns=COLUMNS)
+    )
+    doubts = (proven.doubt,) if proven.doubt else fragile(neighbours)
     return Tuning(
         winner=won,
         winner_result=result,
@@ -156,10 +175,14 @@ def tune(
             cluster=cluster,
             max_replicas=ground.most_replicas,
             simulate=simulate,
-            on_progress=lambda doing, share: say(doing, _PROVEN + (1 - _PROVEN) * share),
+            on_progress=lambda doing, share: say(doing, _AROUND + (1 - _AROUND) * share),
         ),
         rejected=admitted.rejected,
-        own_doubts=(proven.doubt,) if proven.doubt else (),
+        own_doubts=doubts,
+        seen=proven.score.metrics,
+        seen_seeds=len(proven.score.hours),
+        passed_over=proven.passed_over,
+        neighbours=neighbours,
     )
 
 

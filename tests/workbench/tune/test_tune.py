@@ -25,6 +25,7 @@ from tests.workbench.tune.stub import candidate, search
 from workbench.tune import Candidate, SearchSpace, Tuning
 from workbench.tune.search import _storage
 
+INT8 = candidate("int8", speed=1.2)
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -87,6 +88,68 @@ def test_the_yardsticks_see_the_same_unseen_traffic(tuning: Tuning) -> None:
     assert both["name"].iloc[0] == tuning.winner.name
     assert len(both) == 1 + len(table)
     assert both["keeps_slo"].dtype == bool
+
+
+# -- how much of it is left elsewhere, and what stands beside it --------------------------------
+
+
+def test_cost_and_attainment_are_told_on_seen_and_on_unseen_traffic(tuning: Tuning) -> None:
+    """By simulating the winner on the search's own seeds again."""
+    table = tuning.generalisation().set_index("metric")
+    again = stub.simulate(
+        tuning.winner, stub.WORKLOAD, INT8.latency, seeds=(0, 1)[: tuning.seen_seeds], cluster=None
+    )
+    for name in ("gpu_hours", "slo_attainment", "ttft_p99_s"):
+        assert table.loc[name, "seen"] == pytest.approx(again.metrics[name].value)
+        assert table.loc[name, "unseen"] == tuning.winner_result.metrics[name].value
+    said = tuning.generalisation_in_words()
+    assert f"{table.loc['gpu_hours', 'seen']:,.1f} GPU hours" in said
+    assert "3 seeds" in said
+    assert said in tuning._repr_html_()
+    assert ("had a part in the choice" in said) == (tuning.passed_over > 0)
+
+
+def test_every_free_parameter_has_neighbours_one_step_away(tuning: Tuning) -> None:
+    around = tuning.neighbours
+    assert around["seeds"].le(3).all()
+    assert not around.duplicated(["parameter", "side"]).any()
+    assert {"max_num_seqs", "warm_spares", "scale_down_window_s"} <= set(around["parameter"])
+    assert ((around["value"] - around["won"]) * around["side"] > 0).all()
+    spares = around[around["parameter"] == "warm_spares"].set_index("side")
+    assert (spares["value"] - spares["won"]).abs().eq(1).all()
+    own = tuning.winner_result.metrics["gpu_hours"].value
+    whole = around[around["seeds"] == 3]
+    assert whole["cost_change"].to_numpy() == pytest.approx(whole["gpu_hours"] / own - 1)
+    assert spares.loc[1, "cost_change"] > 0
+
+
+def test_a_neighbour_that_breaks_the_slo_is_a_doubt_with_its_name_and_value(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    """On unseen traffic a warm spare breaks the stub; the winner has none."""
+
+    def brittle(plan: Any, *args: Any, seeds: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(plan, *args, seeds=seeds, **kwargs)
+        if min(seeds) < 100 or plan.warm_spares == 0:
+            return result
+        late = {"ttft_p99_s": Estimate(value=0.62, low=0.62, high=0.62, n=1)}
+        return SimResult(**(vars(result) | {"metrics": {**result.metrics, **late}}))
+
+    assert tuning.neighbours["keeps_slo"].all()
+    assert tuning.own_doubts == ()
+    found = search(tmp_path, trials=30, simulate=brittle)
+    assert found.winner == tuning.winner
+    (doubt,) = found.own_doubts
+    assert "with warm_spares at 1 instead of 0 it breaks the SLO" in doubt
+    assert "ttft_p99_s 0.62, limit 0.5" in doubt
+    assert doubt in found._repr_html_()
+
+
+def test_who_does_not_look_around_has_no_neighbours(tmp_path: Path) -> None:
+    found = search(tmp_path, trials=6, neighbour_seeds=0)
+    assert len(found.neighbours) == 0
+    assert found.own_doubts == ()
+    assert len(Tuning.read(found.write(tmp_path / "tuning")).neighbours) == 0
 
 
 # -- repeatable ----------------------------------------------------------------------------------
@@ -168,13 +231,13 @@ def test_a_second_run_adds_only_the_trials_that_are_missing(tmp_path: Path) -> N
         calls += 1
         return stub.simulate(*args, **kwargs)
 
-    first = search(tmp_path, trials=8, simulate=counted)
+    first = search(tmp_path, trials=8, simulate=counted, neighbour_seeds=0)
     needed = calls
     calls = 0
-    again = search(tmp_path, trials=8, simulate=counted)
+    again = search(tmp_path, trials=8, simulate=counted, neighbour_seeds=0)
     assert calls < needed / 2, "only the proof and the yardsticks were simulated again"
     pd.testing.assert_frame_equal(again.trials, first.trials)
-    more = search(tmp_path, trials=12, simulate=counted)
+    more = search(tmp_path, trials=12, simulate=counted, neighbour_seeds=0)
     pd.testing.assert_frame_equal(more.trials.head(8)[["gpu_hours"]], first.trials[["gpu_hours"]])
     assert len(more.trials) == 12
 
@@ -365,7 +428,9 @@ def test_a_tuning_is_read_as_it_was_written(tuning: Tuning, tmp_path: Path) -> N
     assert read.winner_result.metrics == tuning.winner_result.metrics
     assert read.winner_result.keeps_slo is True
     assert read.rejected == tuning.rejected
-    for name in ("trials", "baselines"):
+    assert read.own_doubts == tuning.own_doubts
+    assert read.generalisation_in_words() == tuning.generalisation_in_words()
+    for name in ("trials", "baselines", "neighbours"):
         pd.testing.assert_frame_equal(getattr(read, name), getattr(tuning, name), check_dtype=False)
     pd.testing.assert_frame_equal(read.winner_result.per_seed, tuning.winner_result.per_seed)
     assert "static-peak" in read._repr_html_()
