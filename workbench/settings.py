@@ -82,6 +82,8 @@ class Settings(Value):
     """Traffic that the search has not seen: the winner must keep the SLO on it."""
     neighbour_seeds: int = Field(1, ge=0)
     """On so many of the unseen seeds are the winner's neighbours tried, each a step in one parameter."""
+    random_baseline: bool = False
+    """Search at random too, as many trials: twice the work."""
     recipes: tuple[Recipe, ...] | None = None
     """Which variants are made; None makes INT8 and a pruned-and-distilled student."""
     distil_tokens: int = Field(600_000, ge=1_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from serving.errors import InputError, MeasurementError
+from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Plan, Slo
 from simulations.fleet import Cluster
 from simulations.predict import predict
@@ -16,12 +16,12 @@ from simulations.result import SimResult
 from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
 from workbench.tune.admit import admit
-from workbench.tune.baselines import baselines
+from workbench.tune.baselines import RANDOM, baselines, row
 from workbench.tune.candidate import Candidate
 from workbench.tune.evaluate import Job, Score, Simulate, ground_of
 from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
-from workbench.tune.proof import replay, winner
+from workbench.tune.proof import Proven, replay, winner
 from workbench.tune.rules import first_points
 from workbench.tune.search import Objective, Sampler, Search, scores_of
 from workbench.tune.space import SearchSpace
@@ -50,6 +50,7 @@ def tune(
     objective: Objective = "cost",
     n_jobs: int = 1,
     neighbour_seeds: int | None = None,
+    random_baseline: bool = False,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
     force: bool = False,
@@ -80,6 +81,8 @@ def tune(
              n_jobs: processes that simulate.
              neighbour_seeds: on so many of the unseen seeds are the neighbours of the winner tried, one
                  step in each free parameter; None is all, 0 is no look at them.
+             random_baseline: search at random too, as many trials, and put the best beside the other
+                 baselines: twice the work.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
              simulate: the twin; for n_jobs > 1 it must be a function of a module.
@@ -119,35 +122,54 @@ def tune(
         race = objective == "cost"
         return Job(plan, workload, latency, tuple(over), where, simulate, incumbent, race)
 
-    first = first_points(
-        ground.space,
-        admitted.fastest,
-        admitted.seqs[admitted.fastest][0],
-        admitted.peak_replicas,
+    first = list(
+        first_points(
+            ground.space,
+            admitted.fastest,
+            admitted.seqs[admitted.fastest][0],
+            admitted.peak_replicas,
+        )
     )
-    search = Search(
-        storage,
-        _study_name(ground, workload, cluster, seeds, seed, f"{sampler} {objective}"),
-        lambda trial: draw(trial, ground.space, admitted.seqs),
-        first=[parameters(point, ground.space, admitted.seqs) for point in first],
-        seed=seed,
-        sampler=sampler,
-        objective=objective,
-    )
+
+    def search_by(sampler: Sampler, objective: Objective, first: Sequence[Point]) -> Search:
+        how = f"{sampler} {objective}" + ("" if first else " from nothing")
+        return Search(
+            storage,
+            _study_name(ground, workload, cluster, seeds, seed, how),
+            lambda trial: draw(trial, ground.space, admitted.seqs),
+            first=[parameters(point, ground.space, admitted.seqs) for point in first],
+            seed=seed,
+            sampler=sampler,
+            objective=objective,
+        )
+
+    search = search_by(sampler, objective, first)
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
     def prove(plan: Plan, over: Sequence[int]) -> SimResult:
         latency = ground.candidate(plan.variant.name).latency
         return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
 
-    proven = winner(
-        [(point, found) for _, point, found in search.scores()],
-        ground,
-        tuple(unseen_seeds),
-        prove,
-        lambda doing: say(doing, _SEARCHED),
-        must_keep=objective == "cost",
-    )
+    def best_of(search: Search, *, must_keep: bool) -> Proven:
+        return winner(
+            [(point, found) for _, point, found in search.scores()],
+            ground,
+            tuple(unseen_seeds),
+            prove,
+            lambda doing: say(doing, _SEARCHED),
+            must_keep=must_keep,
+        )
+
+    proven = best_of(search, must_keep=objective == "cost")
+    rivals = []
+    if random_baseline:
+        at_random = search_by("random", "cost", [])
+        at_random.run(trials, job, n_jobs=n_jobs, on_trial=_at_random(say, trials))
+        try:
+            rival = best_of(at_random, must_keep=False)
+            rivals = [row(rival.plan, rival.result) | {"name": RANDOM}]
+        except InfeasibleError:  # all of its trials failed
+            pass
     won, result = proven.plan, proven.result
     latency = ground.candidate(won.variant.name).latency
     around = tuple(unseen_seeds)[:neighbour_seeds]
@@ -169,6 +191,7 @@ def tune(
         trials=search.table(),
         baselines=baselines(
             won,
+            rivals,
             workload,
             latency,
             seeds=tuple(unseen_seeds),
@@ -232,6 +255,10 @@ def _study_name(
         f"{tuple(seeds)} {seed} {how}"
     ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _at_random(say: OnProgress, trials: int) -> Callable[[int, Score | None], None]:
+    return lambda done, found: say(f"at random, {done} of {trials} trials", _SEARCHED)
 
 
 def _teller(say: OnProgress, trials: int) -> Callable[[int, Score | None], None]:

@@ -23,6 +23,7 @@ from simulations.traffic import Poisson
 from tests.workbench.tune import stub
 from tests.workbench.tune.stub import candidate, search
 from workbench.tune import Candidate, SearchSpace, Tuning
+from workbench.tune.rules import queue_hpas
 from workbench.tune.search import _storage
 
 INT8 = candidate("int8", speed=1.2)
@@ -82,12 +83,42 @@ def test_the_prediction_replays_the_busy_hour_of_one_replica(tuning: Tuning) -> 
 
 def test_the_yardsticks_see_the_same_unseen_traffic(tuning: Tuning) -> None:
     table = tuning.baselines.set_index("name")
-    assert list(table.index) == ["static-peak", "article-hpa", "queue-rule", "clairvoyant bound"]
+    assert list(table.index) == [
+        *("static-peak", "article-hpa", "keda-queue", "vllm-stack-queue"),
+        "clairvoyant bound",
+    ]
     assert set(table["variant"]) == {tuning.winner.variant.name}
     both = tuning.table()
     assert both["name"].iloc[0] == tuning.winner.name
     assert len(both) == 1 + len(table)
     assert both["keeps_slo"].dtype == bool
+
+
+def test_a_random_search_with_the_same_budget_is_a_yardstick_when_asked(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    import optuna
+
+    found = search(tmp_path, trials=30, random_baseline=True, neighbour_seeds=0)
+    assert found.winner == tuning.winner
+    rival = found.baselines.set_index("name").loc["random-search"]
+    assert rival["gpu_hours"] >= found.winner_result.metrics["gpu_hours"].value
+    kept = _storage(tmp_path / "study.db")
+    studies = [
+        optuna.load_study(study_name=name, storage=kept)
+        for name in optuna.get_all_study_names(kept)
+    ]
+    assert [len(study.trials) for study in studies] == [30, 30]
+
+
+def test_the_queue_rules_are_those_that_are_deployed() -> None:
+    """KEDA: 5 a replica of the fleet's sum; the vLLM production stack: 1 in the whole fleet."""
+    keda, stack = (hpa.metrics[0] for hpa in queue_hpas(9).values())
+    assert keda.external is not None
+    assert (keda.external.target.type, keda.external.target.average_value) == ("AverageValue", "5")
+    assert stack.object is not None
+    assert (stack.object.target.type, stack.object.target.value) == ("Value", "1")
+    assert {m.metric.name for m in (keda.external, stack.object)} == {REQUESTS_WAITING}
 
 
 # -- how much of it is left elsewhere, and what stands beside it --------------------------------
