@@ -76,7 +76,8 @@ class SimResult:
             requests_running, requests_waiting, kv_cache_usage, gpu_utilisation.
         alerts: DataFrame: alert (serving/alerts.py), seed, started_at_s (it fires), ended_at_s, noise
             (no counted request that was under way then, or in what it looks back at, broke the SLO).
-        keeps_slo: whether the upper end of every bound percentile's interval is within its limit.
+        keeps_slo: whether the upper end of every bound percentile's interval is within its limit, and
+            the shares of lost requests within theirs (simulations/promise.py).
         doubts: those of the latency model, and of its use beyond what it was fitted to.
         of_model: {name: share of the interval's square that is the model's uncertainty, 0 to 1}; empty
             where it was not asked for.

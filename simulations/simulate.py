@@ -17,6 +17,7 @@ from simulations.fleet.rollouts import NEW
 from simulations.latency import LatencyModel
 from simulations.limits import check_range
 from simulations.metrics import noise
+from simulations.promise import broken
 from simulations.result import BlastRadius, SimResult
 from simulations.traffic import ClosedLoop, Schedule, Workload
 from simulations.uncertainty import with_draws
@@ -101,10 +102,7 @@ def _result(
         per_seed=per_seed,
         timeline=runs[0].timeline,
         alerts=fired[["alert", "seed", "started_at_s", "ended_at_s", "noise"]],
-        keeps_slo=all(
-            name not in metrics or metrics[name].high <= limit
-            for name, limit in plan.slo.limits().items()
-        ),
+        keeps_slo=not broken(metrics, plan.slo),
         doubts=doubts,
         of_model=of_model,
         events=runs[0].events,

@@ -80,6 +80,10 @@ class Settings(Value):
     tune_seeds: tuple[int, ...] = (0, 1)
     unseen_seeds: tuple[int, ...] = (100, 101, 102)
     """Traffic that the search has not seen: the winner must keep the SLO on it."""
+    neighbour_seeds: int = Field(1, ge=0)
+    """On so many of the unseen seeds are the winner's neighbours tried, each a step in one parameter."""
+    random_baseline: bool = False
+    """Search at random too, as many trials: twice the work."""
     recipes: tuple[Recipe, ...] | None = None
     """Which variants are made; None makes INT8 and a pruned-and-distilled student."""
     distil_tokens: int = Field(600_000, ge=1_000)

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from serving.errors import InfeasibleError, InputError
+from serving.gateway.spec import GatewaySpec
 from serving.hpa import (
     E2E_P99,
     GPU_UTILISATION,
@@ -258,6 +259,21 @@ def test_bounds_are_in_order() -> None:
     assert 24 * 0.3 * static < bound <= 24 * static
     fewer = plan(slo=a_plan.slo, replicas=static - 1)
     assert not simulate(fewer, day, latency(), seeds=(0, 1)).keeps_slo
+
+
+def test_a_fleet_that_turns_requests_away_does_not_keep_the_slo_however_fast_it_is() -> None:
+    load = workload(rate_rps=90, duration_s=300)
+    full = plan(replicas=1, gateway=GatewaySpec(max_outstanding=ENGINE.max_num_seqs))
+    found = simulate(full, load, latency(), seeds=(0, 1))
+    assert found.metrics["ttft_p99_s"].high <= 0.5
+    assert found.metrics["rejected"].value > full.slo.max_error_share
+    assert not found.keeps_slo
+    lax = plan(
+        replicas=1, gateway=full.gateway, slo=full.slo.model_copy(update={"max_error_share": 1.0})
+    )
+    assert simulate(lax, load, latency(), seeds=(0, 1)).keeps_slo
+    assert static_peak(lax, load, latency(), seeds=(0,)) == 1
+    assert static_peak(full, load, latency(), seeds=(0,)) > 1
 
 
 def test_an_slo_that_no_fleet_keeps_is_infeasible() -> None:

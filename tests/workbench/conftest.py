@@ -169,6 +169,7 @@ def _steps(model: LatencyModel, batch: int, rng: np.random.Generator) -> pd.Data
 
 def tuning(gpu_hours: float = 61.0) -> Tuning:
     from workbench.tune import Tuning
+    from workbench.tune.unseen import COLUMNS
 
     slo = Slo(ttft_p99_s=0.5)
     hpa = HpaSpec(min_replicas=1, max_replicas=12, metrics=(pods_metric(REQUESTS_RUNNING, 14),))
@@ -209,6 +210,18 @@ def tuning(gpu_hours: float = 61.0) -> Tuning:
         trials=trials,
         baselines=baselines,
         rejected={"w4a16": "it loses 8.1 % of the parent's task accuracy"},
+        own_doubts=("fragile: with min_replicas at 1 instead of 2 it breaks the SLO",),
+        seen={"gpu_hours": 0.98 * gpu_hours, "slo_attainment": 0.997},
+        seen_seeds=2,
+        passed_over=1,
+        neighbours=pd.DataFrame(
+            [
+                ("min_replicas", -1, 1.0, 2.0, 1, 0.97 * gpu_hours, -0.03, 0.97, False, "TTFT"),
+                ("min_replicas", 1, 3.0, 2.0, 1, 1.05 * gpu_hours, 0.05, 0.999, True, ""),
+                ("warm_spares", 1, 2.0, 1.0, 1, 1.2 * gpu_hours, 0.2, 1.0, True, ""),
+            ],
+            columns=COLUMNS,
+        ),
     )
 
 

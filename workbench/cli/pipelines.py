@@ -59,6 +59,10 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
 
     show(table(pipeline, name), as_json=as_json)
     tell_pipeline_doubts(pipeline, name)
+    if name in ("tune", "report"):
+        tuning = Results(pipeline).tuning()
+        typer.echo(tuning.generalisation_in_words(), err=as_json)
+        tell_doubts(tuning.own_doubts, "doubt")
     if name == "verify":
         verification = Results(pipeline).verification()
         if verification is None or not verification.holds:

@@ -254,6 +254,13 @@ def tune(
             help="cost under the SLO, or front: cost against attainment.", show_default="cost"
         ),
     ] = None,
+    random_baseline: Annotated[
+        bool | None,
+        typer.Option(
+            "--random-baseline",
+            help="Search at random too, with as many trials, to compare: twice the work.",
+        ),
+    ] = None,
     peak_rps: PeakRps = None,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
@@ -272,6 +279,7 @@ def tune(
         trials=trials,
         sampler=sampler,
         objective=objective,
+        random_baseline=random_baseline,
         space=None if space is None else SearchSpace.read_file(space, SHIPPABLE),
         peak_rps=peak_rps,
         ttft_p99_s=ttft_p99,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from serving.plan import Slo
@@ -216,6 +217,42 @@ def cost_of_candidates(tuning: Tuning) -> go.Figure:
                 "pattern": {"shape": hatch, "bgcolor": colour, "fgcolor": "white"},
             },
             hovertemplate="%{y}: %{x:.1f} GPU hours",
+        )
+    return figure
+
+
+def sensitivity(tuning: Tuning) -> go.Figure:
+    """What one step in each parameter changes in the winner's cost; hatched where it breaks the SLO."""
+    table = tuning.neighbours.dropna(subset=["cost_change"])
+    widest = table["cost_change"].abs().groupby(table["parameter"]).max().sort_values()
+    figure = theme.canvas(
+        "What one step in a parameter changes",
+        theme.axis("change of GPU hours per day (%)", zeroline=True),
+        theme.axis("", ticklabelstandoff=6, categoryarray=list(widest.index)),
+        height=max(300, 130 + 34 * len(widest)),
+        barmode="group",
+    )
+    for side, name, colour in ((-1, "one step down", theme.SKY), (1, "one step up", theme.BLUE)):
+        rows = table[table["side"] == side]
+        breaks = ~rows["keeps_slo"].astype(bool)
+        figure.add_bar(
+            x=100 * rows["cost_change"],
+            y=rows["parameter"],
+            name=name,
+            orientation="h",
+            text=np.where(breaks, "breaks the SLO", ""),
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": colour,
+                "pattern": {
+                    "shape": list(np.where(breaks, "/", "")),
+                    "bgcolor": colour,
+                    "fgcolor": "white",
+                },
+            },
+            customdata=rows[["won", "value"]],
+            hovertemplate="%{y} %{customdata[0]:.4g} → %{customdata[1]:.4g}: %{x:+.1f} %",
         )
     return figure
 

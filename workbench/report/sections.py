@@ -212,6 +212,8 @@ def _cost(data: ReportData) -> Section:
     if len(bound):
         over = share_change(winner["gpu_hours"], bound.iloc[0]["gpu_hours"])
         text += f" The winner needs {over} GPU hours than the clairvoyant lower bound."
+    text += f" {tuning.generalisation_in_words()}" if tuning.seen else ""
+    text += "".join(f" Doubt: {doubt}." for doubt in tuning.own_doubts)
     for name, reason in tuning.rejected.items():
         text += f" Not searched: {name}, {reason}."
     shown = table.assign(
@@ -233,11 +235,13 @@ def _cost(data: ReportData) -> Section:
         text,
         "Every candidate sees the same traffic (common random numbers). The winner and the"
         " baselines are judged on traffic that the search has not seen. The clairvoyant bound knows"
-        " the future: the fewest replicas that could have kept the SLO.",
+        " the future: the fewest replicas that could have kept the SLO. Sensitivity is one step in each"
+        " free parameter, to both sides, on unseen traffic.",
         (
             fleet_figures.cost_against_latency(tuning, tuning.winner.slo),
             fleet_figures.cost_against_attainment(tuning),
             fleet_figures.cost_of_candidates(tuning),
+            *([fleet_figures.sensitivity(tuning)] if len(tuning.neighbours) else []),
         ),
         shown,
     )

@@ -6,7 +6,7 @@ may take as many replicas as the winner's search might have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,16 @@ from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.result import SimResult
 from simulations.traffic import Workload
-from workbench.tune.evaluate import Simulate, keeps
-from workbench.tune.rules import rule_hpa
+from workbench.tune.evaluate import Simulate
+from workbench.tune.rules import queue_hpas, rule_hpa
 
 CLAIRVOYANT = "clairvoyant bound"
+RANDOM = "random-search"
 
 
 def baselines(
     winner: Plan,
+    rivals: Sequence[Mapping[str, Any]],
     workload: Workload,
     latency: LatencyModel,
     *,
@@ -42,6 +44,7 @@ def baselines(
     The static fleet is the smallest that keeps the SLO on these very seeds: with hindsight that
     nobody has. A static fleet that cannot keep it at any size is left out.
 
+    Args:    rivals: rows of what else was simulated, before the bound.
     Returns: DataFrame: name, variant, keeps_slo, and the metrics of SimResult; of the clairvoyant
              bound only gpu_hours and cost_usd.
     """
@@ -52,13 +55,14 @@ def baselines(
         plans = [_changed(winner, "static-peak", replicas=size, hpa=None)]
     except InfeasibleError:
         plans = []
-    seqs = winner.engine.max_num_seqs
-    for rule, name in (("article", "article-hpa"), ("queue", "queue-rule")):
-        plans.append(_changed(winner, name, hpa=rule_hpa(rule, seqs, max_replicas).model_dump()))
+    article = rule_hpa("article", winner.engine.max_num_seqs, max_replicas)
+    for name, hpa in {"article-hpa": article, **queue_hpas(max_replicas)}.items():
+        plans.append(_changed(winner, name, hpa=hpa.model_dump()))
     for number, plan in enumerate(plans):
         on_progress(plan.name, 0.4 + 0.5 * number / len(plans))
         rows.append(row(plan, simulate(plan, workload, latency, seeds=seeds, cluster=cluster)))
     on_progress(CLAIRVOYANT, 0.9)
+    rows.extend(dict(rival) for rival in rivals)
     rows.append(_clairvoyant(winner, workload, latency, seeds))
     return pd.DataFrame(rows)
 
@@ -68,7 +72,7 @@ def row(plan: Plan, result: SimResult) -> dict[str, Any]:
     return {
         "name": plan.name,
         "variant": plan.variant.name,
-        "keeps_slo": keeps(result, plan.slo),
+        "keeps_slo": result.keeps_slo,
         **{name: estimate.value for name, estimate in result.metrics.items()},
     }
 

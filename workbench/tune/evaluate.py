@@ -11,6 +11,7 @@ from serving.plan import Plan, Slo
 from simulations.engine import estimate
 from simulations.fleet import Activation, Cluster
 from simulations.latency import LatencyModel
+from simulations.promise import limits_of, lost_shares
 from simulations.result import SimResult
 from simulations.traffic import Workload
 
@@ -18,7 +19,6 @@ CLEARLY = 1.5
 """A first seed this many times over a limit settles it."""
 DEARER = 1.2
 """So does one that costs this many times what the best so far costs on the same seed."""
-_SHARES = {"error_share": ("failed", "rejected", "unfinished"), "timeout_share": ("aborted",)}
 
 
 class Simulate(Protocol):
@@ -131,32 +131,10 @@ def _dearer(hours: Sequence[float], incumbent: Sequence[float]) -> bool:
     return estimate(ratios).low > 1
 
 
-def limits_of(slo: Slo) -> dict[str, float]:
-    """Every limit that is a constraint of the search: latencies, and shares of lost requests."""
-    return slo.limits() | {name: getattr(slo, f"max_{name}") for name in _SHARES}
-
-
 def over_limits(rows: Sequence[Mapping[str, float]], slo: Slo) -> dict[str, float]:
     """{limit: worst row / limit - 1}. A metric that no request had binds nothing (TPOT of one token)."""
-    found = [{**row, **_shares(row)} for row in rows]
+    found = [{**row, **lost_shares(row)} for row in rows]
     return {
         name: max((row[name] for row in found if name in row), default=0.0) / limit - 1
         for name, limit in limits_of(slo).items()
     }
-
-
-def reached(result: SimResult, slo: Slo) -> dict[str, float]:
-    """What a result comes to for each limit: the upper end of latencies, the mean of shares."""
-    highs = {name: result.metrics[name].high for name in slo.limits() if name in result.metrics}
-    return highs | _shares({name: found.value for name, found in result.metrics.items()})
-
-
-def keeps(result: SimResult, slo: Slo) -> bool:
-    """Whether a result keeps the latency limits, by its intervals, and those of lost requests."""
-    shares = _shares({name: found.value for name, found in result.metrics.items()})
-    limits = limits_of(slo)
-    return result.keeps_slo and all(share <= limits[name] for name, share in shares.items())
-
-
-def _shares(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: sum(row.get(part, 0.0) for part in parts) for name, parts in _SHARES.items()}

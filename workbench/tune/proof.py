@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from serving.errors import InfeasibleError
 from serving.plan import Plan
+from simulations.promise import limits_of, reached
 from simulations.result import SimResult
 from simulations.traffic import Poisson, Workload
-from workbench.tune.evaluate import Score, keeps, limits_of, reached
+from workbench.tune.evaluate import Score
 from workbench.tune.point import Ground, Point
 
 Trial = tuple[Point, Score]
+_Near = tuple[Mapping[str, float], Trial]
+"""What a trial comes to for each limit."""
 _REPLAY_S = 25.0
 _REPLAY_REQUESTS = 40
 _REPLAY_WARMUP_S = 3.0
+
+
+@dataclass(frozen=True)
+class Proven:
+    """The trial that wins, on traffic that the search has not seen.
+
+    Attributes:
+        score: of the search, on its own seeds.
+        result: of the plan on unseen traffic.
+        passed_over: cheaper trials that kept the SLO in the search and broke it there.
+        doubt: that nothing keeps the SLO, where the winner is only what came nearest.
+    """
+
+    point: Point
+    score: Score
+    plan: Plan
+    result: SimResult
+    passed_over: int
+    doubt: str = ""
 
 
 def winner(
@@ -26,11 +49,14 @@ def winner(
     unseen_seeds: tuple[int, ...],
     prove: Callable[[Plan, Sequence[int]], SimResult],
     on_progress: Callable[[str], None],
-) -> tuple[Plan, SimResult]:
+    *,
+    must_keep: bool = True,
+) -> Proven:
     """Prove one trial after the other, the cheapest first, until one holds.
 
     Args:    prove: simulates a plan over some seeds.
-    Raises:  InfeasibleError: none does.
+             must_keep: False takes what came nearest where none does, with a doubt.
+    Raises:  InfeasibleError: all trials failed; or none keeps the SLO, and one must.
     """
     ran = [(point, found) for point, found in trials if not found.error]
     if not ran:
@@ -40,48 +66,50 @@ def winner(
         )
     feasible = [trial for trial in ran if trial[1].keeps_slo]
     feasible.sort(key=lambda trial: trial[1].metrics["gpu_hours"])
-    refuted: list[tuple[dict[str, float], Trial]] = []
-    for rank, trial in enumerate(feasible):
+    refuted: list[_Near] = []
+    for rank, (point, score) in enumerate(feasible):
         on_progress(f"unseen traffic: candidate {rank + 1} of {len(feasible)}")
-        plan = ground.plan_of(trial[0])
+        plan = ground.plan_of(point)
         # Most of those that fail do so on the first seed.
         for seeds in dict.fromkeys([unseen_seeds[:1], unseen_seeds]):
             result = prove(plan, seeds)
-            if not keeps(result, ground.slo):
+            if not result.keeps_slo:
                 break
         else:
-            return plan, result
-        refuted.append((reached(result, ground.slo), trial))
-    if refuted:
-        raise _infeasible(ground, "on unseen traffic", refuted)
+            return Proven(point, score, plan, result, passed_over=rank)
+        refuted.append((reached(result.metrics, ground.slo), (point, score)))
     limits = limits_of(ground.slo)
-    broken = [
+    where = "on unseen traffic" if refuted else f"in {len(trials)} trials"
+    broken = refuted or [
         ({name: limit * (1 + trial[1].over[name]) for name, limit in limits.items()}, trial)
         for trial in ran
     ]
-    raise _infeasible(ground, f"in {len(trials)} trials", broken)
-
-
-def _infeasible(
-    ground: Ground, where: str, reached: Sequence[tuple[dict[str, float], Trial]]
-) -> InfeasibleError:
-    """What came nearest, which limit to loosen, and which bound to widen."""
-
-    limits = limits_of(ground.slo)
-
-    def worst(found: dict[str, float]) -> tuple[float, str]:
-        return max((found.get(name, 0.0) / limit, name) for name, limit in limits.items())
-
-    found, (point, score) = min(reached, key=lambda pair: worst(pair[0]))
-    name = worst(found)[1]
-    most = ground.most_replicas
-    full = score.metrics.get("replicas_max", 0) >= point["max_replicas"] >= most
-    return InfeasibleError(
+    nearest = min(broken, key=lambda near: _worst(near, limits)[0])
+    found, (point, score) = nearest
+    name = _worst(nearest, limits)[1]
+    said = (
         f"nothing keeps the SLO {where}: {name} came down to {found[name]:.3g},"
-        f" the limit is {limits[name]:.3g}",
-        remedy=f"Loosen {name}"
+        f" the limit is {limits[name]:.3g}"
+    )
+    if must_keep:
+        raise InfeasibleError(said, remedy=_remedy(name, point, score, ground.most_replicas))
+    plan = ground.plan_of(point)
+    doubt = f"{said}; what came nearest is taken"
+    return Proven(point, score, plan, prove(plan, unseen_seeds), len(refuted), doubt)
+
+
+def _worst(near: _Near, limits: Mapping[str, float]) -> tuple[float, str]:
+    """The limit that is broken most, and how many times over."""
+    return max((near[0].get(name, 0.0) / limit, name) for name, limit in limits.items())
+
+
+def _remedy(name: str, point: Point, score: Score, most: int) -> str:
+    """Which limit to loosen, and which bound to widen."""
+    full = score.metrics.get("replicas_max", 0) >= point["max_replicas"] >= most
+    return (
+        f"Loosen {name}"
         + (f", raise max_replicas(<={most}) of the search space" if full else "")
-        + ", or search longer with more trials.",
+        + ", or search longer with more trials."
     )
 
 

@@ -4,7 +4,18 @@
 |---|---|---|
 | article | GPU utilisation 70 % and mean TTFT 300 ms | the usual advice for any GPU workload |
 | queue | 5 waiting requests per replica | autoscaling guides for vLLM and TGI: 3 to 5 |
+| keda-queue | 5 waiting per replica of a sum over pods, External | KEDA's prometheus trigger, as below |
+| vllm-stack-queue | 1 waiting in the whole fleet, Object | the vLLM production stack's HPA, as below |
 | running | 70 % of max_num_seqs running | the batch-size rule: stay below a full batch |
+
+The search starts from the article, queue and running; its winner is held against the article and the
+two queue rules that are deployed. KEDA's trigger is an AverageValue by default, so `threshold: "5"` on
+vllm:num_requests_waiting is 5 per replica; a Value target of 1 is multiplied at every sync for as long
+as the queue is longer, so that it overshoots while pods start.
+
+Source:  vllm-project/production-stack: helm/values.yaml (servingEngineSpec.modelSpec.keda) and
+         tutorials/20-keda-autoscaling.md; tutorials/assets/hpa-10.yaml with
+         observability/prom-adapter.yaml (sum by(namespace) (vllm:num_requests_waiting)).
 
 All with Kubernetes' own behaviour: up at once by 4 pods or 100 % in 15 s, down after 5 minutes.
 """
@@ -20,13 +31,22 @@ from serving.hpa import (
     REQUESTS_WAITING,
     TTFT_MEAN,
     HpaSpec,
+    Metric,
+    MetricIdentifier,
+    ObjectMetric,
+    ObjectReference,
+    Target,
     pods_metric,
+    quantity,
 )
 from workbench.tune.point import JOIN, ORDERED, Point, seqs_name, target_name
 from workbench.tune.space import SearchSpace
+from workbench.tune.targets import TARGETS
 
 ARTICLE: Mapping[str, float] = {GPU_UTILISATION: 70, TTFT_MEAN: 0.3}
 QUEUE: Mapping[str, float] = {REQUESTS_WAITING: 5}
+_STACK_WAITING = 1
+"""In the whole fleet."""
 RUNNING: Mapping[str, float] = {REQUESTS_RUNNING: 0.7}
 """Share of max_num_seqs."""
 USUAL: Mapping[str, float] = {
@@ -56,6 +76,25 @@ def rule_hpa(rule: str, max_num_seqs: int, max_replicas: int) -> HpaSpec:
             for metric, target in RULES[rule].items()
         ),
     )
+
+
+def queue_hpas(max_replicas: int) -> dict[str, HpaSpec]:
+    """The queue-length rules as KEDA and the vLLM production stack deploy them, by name."""
+    waiting = TARGETS[REQUESTS_WAITING]
+    namespace = ObjectReference(api_version="v1", kind="Namespace", name="default")
+    stack = ObjectMetric(
+        described_object=namespace,
+        metric=MetricIdentifier(name=REQUESTS_WAITING),
+        target=Target(type="Value", value=quantity(_STACK_WAITING)),
+    )
+    metrics = {
+        "keda-queue": waiting.metric(REQUESTS_WAITING, QUEUE[REQUESTS_WAITING], "External", 1),
+        "vllm-stack-queue": Metric(type="Object", object=stack),
+    }
+    return {
+        name: HpaSpec(max_replicas=max_replicas, metrics=(metric,))
+        for name, metric in metrics.items()
+    }
 
 
 def first_points(

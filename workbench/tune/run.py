@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serving.errors import InputError, MeasurementError
+import pandas as pd
+
+from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Plan, Slo
 from simulations.fleet import Cluster
 from simulations.predict import predict
@@ -14,18 +16,20 @@ from simulations.result import SimResult
 from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
 from workbench.tune.admit import admit
-from workbench.tune.baselines import baselines
+from workbench.tune.baselines import RANDOM, baselines, row
 from workbench.tune.candidate import Candidate
 from workbench.tune.evaluate import Job, Score, Simulate, ground_of
+from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
-from workbench.tune.proof import replay, winner
+from workbench.tune.proof import Proven, replay, winner
 from workbench.tune.rules import first_points
-from workbench.tune.search import Objective, Sampler, Search
+from workbench.tune.search import Objective, Sampler, Search, scores_of
 from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
+from workbench.tune.unseen import COLUMNS
 
 OnProgress = Callable[[str, float], None]
-_SIZED, _SEARCHED, _PROVEN = 0.05, 0.75, 0.85
+_SIZED, _SEARCHED, _PROVEN, _AROUND = 0.05, 0.7, 0.75, 0.85
 """Share of the work done after each part."""
 
 
@@ -45,6 +49,8 @@ def tune(
     sampler: Sampler = "tpe",
     objective: Objective = "cost",
     n_jobs: int = 1,
+    neighbour_seeds: int | None = None,
+    random_baseline: bool = False,
     gpu_usd_per_hour: float = 2.5,
     gpus_per_replica: int = 1,
     force: bool = False,
@@ -70,12 +76,18 @@ def tune(
              cluster: None is `Cluster()`.
              sampler: `tpe`, `gp` (a Gaussian process; needs torch) or `random`.
              objective: `front` searches for the best of cost against attainment, without racing;
-                 `Tuning.front()` is what it finds, and the winner is chosen as ever.
+                 `Tuning.front()` is what it finds, and the winner is chosen as ever; where nothing
+                 keeps the SLO it is what came nearest, and `Tuning.own_doubts` says so.
              n_jobs: processes that simulate.
+             neighbour_seeds: on so many of the unseen seeds are the neighbours of the winner tried, one
+                 step in each free parameter; None is all, 0 is no look at them.
+             random_baseline: search at random too, as many trials, and put the best beside the other
+                 baselines: twice the work.
              force: take latency models that rest on measurements that cannot be trusted; the winner's
                  prediction and result say so in `doubts`.
              simulate: the twin; for n_jobs > 1 it must be a function of a module.
-    Raises:  InfeasibleError: nothing keeps the SLO; says what came nearest and what to change.
+    Raises:  InfeasibleError: nothing keeps the SLO, and the objective is `cost`; says what came
+                 nearest and what to change.
              MeasurementError: a latency model with doubts, and no force.
              InputError: candidates twice, no seeds, or seeds of the search among the unseen.
     """
@@ -102,43 +114,76 @@ def tune(
         gpus_per_replica=gpus_per_replica,
     )
 
-    def job(point: Point, incumbent: tuple[float, ...]) -> Job:
+    def job(point: Point, incumbent: tuple[float, ...], over: Sequence[int] = tuple(seeds)) -> Job:
         latency = ground.candidate(point["variant"]).latency
         plan = ground.plan_of(point)
         where = ground_of(plan, cluster)
         # A front needs every seed of every trial, or its points could not be compared.
         race = objective == "cost"
-        return Job(plan, workload, latency, tuple(seeds), where, simulate, incumbent, race)
+        return Job(plan, workload, latency, tuple(over), where, simulate, incumbent, race)
 
-    first = first_points(
-        ground.space,
-        admitted.fastest,
-        admitted.seqs[admitted.fastest][0],
-        admitted.peak_replicas,
+    first = list(
+        first_points(
+            ground.space,
+            admitted.fastest,
+            admitted.seqs[admitted.fastest][0],
+            admitted.peak_replicas,
+        )
     )
-    search = Search(
-        storage,
-        _study_name(ground, workload, cluster, seeds, seed, f"{sampler} {objective}"),
-        lambda trial: draw(trial, ground.space, admitted.seqs),
-        first=[parameters(point, ground.space, admitted.seqs) for point in first],
-        seed=seed,
-        sampler=sampler,
-        objective=objective,
-    )
+
+    def search_by(sampler: Sampler, objective: Objective, first: Sequence[Point]) -> Search:
+        how = f"{sampler} {objective}" + ("" if first else " from nothing")
+        return Search(
+            storage,
+            _study_name(ground, workload, cluster, seeds, seed, how),
+            lambda trial: draw(trial, ground.space, admitted.seqs),
+            first=[parameters(point, ground.space, admitted.seqs) for point in first],
+            seed=seed,
+            sampler=sampler,
+            objective=objective,
+        )
+
+    search = search_by(sampler, objective, first)
     search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
     def prove(plan: Plan, over: Sequence[int]) -> SimResult:
         latency = ground.candidate(plan.variant.name).latency
         return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
 
-    won, result = winner(
-        [(point, found) for _, point, found in search.scores()],
-        ground,
-        tuple(unseen_seeds),
-        prove,
-        lambda doing: say(doing, _SEARCHED),
-    )
+    def best_of(search: Search, *, must_keep: bool) -> Proven:
+        return winner(
+            [(point, found) for _, point, found in search.scores()],
+            ground,
+            tuple(unseen_seeds),
+            prove,
+            lambda doing: say(doing, _SEARCHED),
+            must_keep=must_keep,
+        )
+
+    proven = best_of(search, must_keep=objective == "cost")
+    rivals = []
+    if random_baseline:
+        at_random = search_by("random", "cost", [])
+        at_random.run(trials, job, n_jobs=n_jobs, on_trial=_at_random(say, trials))
+        try:
+            rival = best_of(at_random, must_keep=False)
+            rivals = [row(rival.plan, rival.result) | {"name": RANDOM}]
+        except InfeasibleError:  # all of its trials failed
+            pass
+    won, result = proven.plan, proven.result
     latency = ground.candidate(won.variant.name).latency
+    around = tuple(unseen_seeds)[:neighbour_seeds]
+
+    def evaluate(points: Sequence[Point]) -> list[Score]:
+        say(f"{len(points)} neighbours of the winner", _PROVEN)
+        return scores_of(points, lambda point, _: job(point, (), around), n_jobs=n_jobs)
+
+    neighbours = (
+        look_around(proven.point, result, ground, admitted.seqs, evaluate)
+        if around
+        else pd.DataFrame(columns=COLUMNS)
+    )
+    doubts = (proven.doubt,) if proven.doubt else fragile(neighbours)
     return Tuning(
         winner=won,
         winner_result=result,
@@ -146,15 +191,21 @@ def tune(
         trials=search.table(),
         baselines=baselines(
             won,
+            rivals,
             workload,
             latency,
             seeds=tuple(unseen_seeds),
             cluster=cluster,
             max_replicas=ground.most_replicas,
             simulate=simulate,
-            on_progress=lambda doing, share: say(doing, _PROVEN + (1 - _PROVEN) * share),
+            on_progress=lambda doing, share: say(doing, _AROUND + (1 - _AROUND) * share),
         ),
         rejected=admitted.rejected,
+        own_doubts=doubts,
+        seen=proven.score.metrics,
+        seen_seeds=len(proven.score.hours),
+        passed_over=proven.passed_over,
+        neighbours=neighbours,
     )
 
 
@@ -204,6 +255,10 @@ def _study_name(
         f"{tuple(seeds)} {seed} {how}"
     ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _at_random(say: OnProgress, trials: int) -> Callable[[int, Score | None], None]:
+    return lambda done, found: say(f"at random, {done} of {trials} trials", _SEARCHED)
 
 
 def _teller(say: OnProgress, trials: int) -> Callable[[int, Score | None], None]:

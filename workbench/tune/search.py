@@ -192,6 +192,14 @@ class Search:
         self._study.tell(trial, found.metrics["gpu_hours"])
 
 
+def scores_of(
+    points: Sequence[Point], job: Callable[[Point, tuple[float, ...]], Job], *, n_jobs: int
+) -> list[Score]:
+    """Scores of points that no search has asked for, raced against none."""
+    with _workers(n_jobs) as run:
+        return list(run([_made(job, point, ()) for point in points]))
+
+
 def _plain(found: Score) -> dict[str, Any]:
     return {
         "metrics": dict(found.metrics),

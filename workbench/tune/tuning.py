@@ -17,9 +17,10 @@ from serving.errors import InputError
 from serving.plan import Plan
 from serving.values import Estimate, doubted_html, one_line
 from simulations.result import Prediction, SimResult
+from workbench.tune.unseen import COLUMNS, generalisation, generalisation_in_words
 
-SCHEMA_VERSION = 1
-_TABLES = ("trials", "baselines", "per_seed", "timeline", "alerts")
+SCHEMA_VERSION = 2
+_TABLES = ("trials", "baselines", "neighbours", "per_seed", "timeline", "alerts")
 _SHOWN = ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
 
 
@@ -37,6 +38,11 @@ class Tuning:
         baselines: on the same unseen traffic as the winner: name, variant, keeps_slo, and the
             metrics of SimResult.
         rejected: variants that were not searched, with the reason.
+        own_doubts: what speaks against the winner itself, however good the measurements are: it is
+            fragile, as neighbours break the SLO, or does not keep the SLO at all.
+        seen: {name: mean} of the winner on the search's own seeds, of which `seen_seeds` were run.
+        passed_over: cheaper trials that kept the SLO in the search and broke it on unseen traffic.
+        neighbours: one step in each free parameter, on unseen traffic (workbench/tune/neighbours.py).
     """
 
     winner: Plan
@@ -45,11 +51,25 @@ class Tuning:
     trials: pd.DataFrame
     baselines: pd.DataFrame
     rejected: Mapping[str, str] = field(default_factory=dict)
+    own_doubts: tuple[str, ...] = ()
+    seen: Mapping[str, float] = field(default_factory=dict)
+    seen_seeds: int = 0
+    passed_over: int = 0
+    neighbours: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why measurements that the winner rests on cannot be trusted, where they were forced."""
         return self.prediction.doubts
+
+    def generalisation(self) -> pd.DataFrame:
+        """The winner on the search's own traffic and on unseen traffic, and what is lost."""
+        return generalisation(self.seen, self.winner_result)
+
+    def generalisation_in_words(self) -> str:
+        """The same in words; empty where it is not known."""
+        seeds = (self.seen_seeds, len(self.winner_result.per_seed))
+        return generalisation_in_words(self.generalisation(), seeds, self.passed_over)
 
     def table(self) -> pd.DataFrame:
         """The winner beside the baselines."""
@@ -80,13 +100,14 @@ class Tuning:
         head_path = folder / "tuning.json"
         head_path.unlink(missing_ok=True)
         result = self.winner_result
-        tables = dict(
-            zip(
-                _TABLES,
-                (self.trials, self.baselines, result.per_seed, result.timeline, result.alerts),
-                strict=True,
-            )
-        )
+        tables = {
+            "trials": self.trials,
+            "baselines": self.baselines,
+            "neighbours": self.neighbours,
+            "per_seed": result.per_seed,
+            "timeline": result.timeline,
+            "alerts": result.alerts,
+        }
         for name, table in tables.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
         self.winner.write(folder / "plan.json")
@@ -98,6 +119,10 @@ class Tuning:
             "keeps_slo": result.keeps_slo,
             "prediction": self.prediction.model_dump(mode="json"),
             "rejected": dict(self.rejected),
+            "own_doubts": list(self.own_doubts),
+            "seen": dict(self.seen),
+            "seen_seeds": self.seen_seeds,
+            "passed_over": self.passed_over,
         }
         partial = head_path.with_name("tuning.json.partial")
         partial.write_text(json.dumps(head, indent=2) + "\n")
@@ -137,6 +162,11 @@ class Tuning:
                 trials=tables["trials"],
                 baselines=tables["baselines"],
                 rejected=head["rejected"],
+                own_doubts=tuple(head["own_doubts"]),
+                seen=head["seen"],
+                seen_seeds=head["seen_seeds"],
+                passed_over=head["passed_over"],
+                neighbours=tables["neighbours"],
             )
         except ValidationError as error:
             raise InputError(
@@ -154,6 +184,8 @@ class Tuning:
             f"<br>not searched: {html.escape(name)}, {html.escape(why)}"
             for name, why in self.rejected.items()
         )
+        out += f"<br>{self.generalisation_in_words()}" if self.seen else ""
+        out += "".join(f"<br>doubt: {html.escape(doubt)}" for doubt in self.own_doubts)
         return f"{said} the SLO{doubted_html(self.doubts)}{out}" + shown.to_html(
             index=False, float_format="{:.4g}".format
         )

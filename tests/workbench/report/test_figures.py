@@ -162,3 +162,17 @@ def test_idle_shares_are_those_of_the_study() -> None:
     assert list(night.x) == ["azure-code-week-2024", "servegen-m-mid"]
     assert list(night.y) == pytest.approx([0.86, 0.36], abs=0.01)
     assert all(a > b for a, b in zip(night.y, day.y, strict=True))
+
+
+def test_sensitivity_has_a_bar_per_neighbour_and_says_which_breaks_the_slo(
+    results: Results,
+) -> None:
+    figure = fleet_figures.sensitivity(results.tuning)
+    down, up = figure.data
+    assert list(down.x) == pytest.approx([-3])
+    assert list(down.text) == ["breaks the SLO"]
+    assert list(down.marker.pattern.shape) == ["/"]
+    assert list(up.x) == pytest.approx([5, 20])
+    assert not any(up.text)
+    # The most sensitive is drawn on top, which is the end of plotly's axis.
+    assert list(figure.layout.yaxis.categoryarray) == ["min_replicas", "warm_spares"]

@@ -18,6 +18,7 @@ from serving.values import Estimate
 from simulations.engine import estimate
 from simulations.fleet import Cluster
 from simulations.latency import ColdStart, FittedRange, LatencyModel
+from simulations.promise import broken
 from simulations.result import SimResult
 from simulations.traffic import Fixed, Poisson, Workload
 from workbench.tune import Candidate, Tuning, tune
@@ -73,10 +74,12 @@ def fleet_of(plan: Plan) -> tuple[float, float]:
     if plan.hpa is None:
         assert plan.replicas is not None
         return float(plan.replicas), float(plan.replicas)
-    metric = plan.hpa.metrics[0].pods
+    source = plan.hpa.metrics[0]
+    metric = source.pods or source.external or source.object
     assert metric is not None
-    assert metric.target.average_value is not None
-    target = milli(metric.target.average_value) / 1000
+    held = metric.target.average_value or metric.target.value
+    assert held is not None
+    target = milli(held) / 1000
     share = target / plan.engine.max_num_seqs if metric.metric.name == REQUESTS_RUNNING else 2.0
     wanted = NEEDED / max(share, 1e-3) ** 0.5
     peak = float(np.clip(wanted, plan.hpa.min_replicas, plan.hpa.max_replicas)) + plan.warm_spares
@@ -124,7 +127,7 @@ def simulate(
         per_seed=per_seed,
         timeline=timeline,
         alerts=pd.DataFrame({"alert": pd.Series(dtype=str)}),
-        keeps_slo=all(metrics[n].high <= limit for n, limit in plan.slo.limits().items()),
+        keeps_slo=not broken(metrics, plan.slo),
     )
 
 

@@ -12,9 +12,10 @@ from serving.hpa import REQUESTS_RUNNING, HpaSpec, pods_metric
 from serving.plan import Plan, Slo
 from serving.values import Estimate
 from simulations.fleet import Cluster
+from simulations.promise import broken
 from simulations.result import SimResult
 from tests.workbench.tune import stub
-from workbench.tune.evaluate import Job, keeps, over_limits, score
+from workbench.tune.evaluate import Job, over_limits, score
 from workbench.tune.search import _made
 
 SEEDS = (0, 1, 2)
@@ -89,19 +90,22 @@ def test_the_worst_seed_counts_and_so_do_requests_that_were_lost() -> None:
 
 
 def test_a_result_that_loses_requests_does_not_keep_the_slo() -> None:
-    fast = twin((0.1,) * 3, (1,) * 3, failed=0.006, unfinished=0.006)
-    latency = stub.candidate("parent").latency
-    result = fast(PLAN, stub.WORKLOAD, latency, seeds=(0,), cluster=None)
-    whole = SimResult(**(vars(result) | {"keeps_slo": True}))
-    assert not keeps(whole, stub.SLO)
-    assert keeps(whole, Slo(ttft_p99_s=0.5, max_error_share=0.02))
+    """The twin judges by the same limits as the search."""
+    row = {"ttft_p99_s": 0.1, "failed": 0.006, "unfinished": 0.006}
+    metrics = {name: Estimate(value=v, low=v, high=v, n=1) for name, v in row.items()}
+    assert broken(metrics, stub.SLO) == pytest.approx({"error_share": 0.012})
+    loose = Slo(ttft_p99_s=0.5, max_error_share=0.02)
+    assert not broken(metrics, loose)
+    for slo in (stub.SLO, loose):
+        over = over_limits([row], slo)
+        assert {name for name, by in over.items() if by > 0} == set(broken(metrics, slo))
 
 
 def test_what_raises_has_failed() -> None:
-    def broken(*args: Any, **kwargs: Any) -> SimResult:
+    def raising(*args: Any, **kwargs: Any) -> SimResult:
         raise MemoryError("none left")
 
-    found = score(job(broken))
+    found = score(job(raising))
     assert (found.error, found.keeps_slo, found.hours) == ("MemoryError: none left", False, ())
 
     def no_plan(*args: Any) -> Job:

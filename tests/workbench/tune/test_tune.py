@@ -17,13 +17,16 @@ from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.hpa import REQUESTS_RUNNING, REQUESTS_WAITING
 from serving.plan import Slo
 from serving.values import Estimate
+from simulations.promise import broken
 from simulations.result import SimResult
 from simulations.traffic import Poisson
 from tests.workbench.tune import stub
 from tests.workbench.tune.stub import candidate, search
 from workbench.tune import Candidate, SearchSpace, Tuning
+from workbench.tune.rules import queue_hpas
 from workbench.tune.search import _storage
 
+INT8 = candidate("int8", speed=1.2)
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -80,12 +83,104 @@ def test_the_prediction_replays_the_busy_hour_of_one_replica(tuning: Tuning) -> 
 
 def test_the_yardsticks_see_the_same_unseen_traffic(tuning: Tuning) -> None:
     table = tuning.baselines.set_index("name")
-    assert list(table.index) == ["static-peak", "article-hpa", "queue-rule", "clairvoyant bound"]
+    assert list(table.index) == [
+        *("static-peak", "article-hpa", "keda-queue", "vllm-stack-queue"),
+        "clairvoyant bound",
+    ]
     assert set(table["variant"]) == {tuning.winner.variant.name}
     both = tuning.table()
     assert both["name"].iloc[0] == tuning.winner.name
     assert len(both) == 1 + len(table)
     assert both["keeps_slo"].dtype == bool
+
+
+def test_a_random_search_with_the_same_budget_is_a_yardstick_when_asked(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    import optuna
+
+    found = search(tmp_path, trials=30, random_baseline=True, neighbour_seeds=0)
+    assert found.winner == tuning.winner
+    rival = found.baselines.set_index("name").loc["random-search"]
+    assert rival["gpu_hours"] >= found.winner_result.metrics["gpu_hours"].value
+    kept = _storage(tmp_path / "study.db")
+    studies = [
+        optuna.load_study(study_name=name, storage=kept)
+        for name in optuna.get_all_study_names(kept)
+    ]
+    assert [len(study.trials) for study in studies] == [30, 30]
+
+
+def test_the_queue_rules_are_those_that_are_deployed() -> None:
+    """KEDA: 5 a replica of the fleet's sum; the vLLM production stack: 1 in the whole fleet."""
+    keda, stack = (hpa.metrics[0] for hpa in queue_hpas(9).values())
+    assert keda.external is not None
+    assert (keda.external.target.type, keda.external.target.average_value) == ("AverageValue", "5")
+    assert stack.object is not None
+    assert (stack.object.target.type, stack.object.target.value) == ("Value", "1")
+    assert {m.metric.name for m in (keda.external, stack.object)} == {REQUESTS_WAITING}
+
+
+# -- how much of it is left elsewhere, and what stands beside it --------------------------------
+
+
+def test_cost_and_attainment_are_told_on_seen_and_on_unseen_traffic(tuning: Tuning) -> None:
+    """By simulating the winner on the search's own seeds again."""
+    table = tuning.generalisation().set_index("metric")
+    again = stub.simulate(
+        tuning.winner, stub.WORKLOAD, INT8.latency, seeds=(0, 1)[: tuning.seen_seeds], cluster=None
+    )
+    for name in ("gpu_hours", "slo_attainment", "ttft_p99_s"):
+        assert table.loc[name, "seen"] == pytest.approx(again.metrics[name].value)
+        assert table.loc[name, "unseen"] == tuning.winner_result.metrics[name].value
+    said = tuning.generalisation_in_words()
+    assert f"{table.loc['gpu_hours', 'seen']:,.1f} GPU hours" in said
+    assert "3 seeds" in said
+    assert said in tuning._repr_html_()
+    assert ("had a part in the choice" in said) == (tuning.passed_over > 0)
+
+
+def test_every_free_parameter_has_neighbours_one_step_away(tuning: Tuning) -> None:
+    around = tuning.neighbours
+    assert around["seeds"].le(3).all()
+    assert not around.duplicated(["parameter", "side"]).any()
+    assert {"max_num_seqs", "warm_spares", "scale_down_window_s"} <= set(around["parameter"])
+    assert ((around["value"] - around["won"]) * around["side"] > 0).all()
+    spares = around[around["parameter"] == "warm_spares"].set_index("side")
+    assert (spares["value"] - spares["won"]).abs().eq(1).all()
+    own = tuning.winner_result.metrics["gpu_hours"].value
+    whole = around[around["seeds"] == 3]
+    assert whole["cost_change"].to_numpy() == pytest.approx(whole["gpu_hours"] / own - 1)
+    assert spares.loc[1, "cost_change"] > 0
+
+
+def test_a_neighbour_that_breaks_the_slo_is_a_doubt_with_its_name_and_value(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    """On unseen traffic a warm spare breaks the stub; the winner has none."""
+
+    def brittle(plan: Any, *args: Any, seeds: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(plan, *args, seeds=seeds, **kwargs)
+        if min(seeds) < 100 or plan.warm_spares == 0:
+            return result
+        late = {"ttft_p99_s": Estimate(value=0.62, low=0.62, high=0.62, n=1)}
+        return SimResult(**(vars(result) | {"metrics": {**result.metrics, **late}}))
+
+    assert tuning.neighbours["keeps_slo"].all()
+    assert tuning.own_doubts == ()
+    found = search(tmp_path, trials=30, simulate=brittle)
+    assert found.winner == tuning.winner
+    (doubt,) = found.own_doubts
+    assert "with warm_spares at 1 instead of 0 it breaks the SLO" in doubt
+    assert "ttft_p99_s 0.62, limit 0.5" in doubt
+    assert doubt in found._repr_html_()
+
+
+def test_who_does_not_look_around_has_no_neighbours(tmp_path: Path) -> None:
+    found = search(tmp_path, trials=6, neighbour_seeds=0)
+    assert len(found.neighbours) == 0
+    assert found.own_doubts == ()
+    assert len(Tuning.read(found.write(tmp_path / "tuning")).neighbours) == 0
 
 
 # -- repeatable ----------------------------------------------------------------------------------
@@ -167,13 +262,13 @@ def test_a_second_run_adds_only_the_trials_that_are_missing(tmp_path: Path) -> N
         calls += 1
         return stub.simulate(*args, **kwargs)
 
-    first = search(tmp_path, trials=8, simulate=counted)
+    first = search(tmp_path, trials=8, simulate=counted, neighbour_seeds=0)
     needed = calls
     calls = 0
-    again = search(tmp_path, trials=8, simulate=counted)
+    again = search(tmp_path, trials=8, simulate=counted, neighbour_seeds=0)
     assert calls < needed / 2, "only the proof and the yardsticks were simulated again"
     pd.testing.assert_frame_equal(again.trials, first.trials)
-    more = search(tmp_path, trials=12, simulate=counted)
+    more = search(tmp_path, trials=12, simulate=counted, neighbour_seeds=0)
     pd.testing.assert_frame_equal(more.trials.head(8)[["gpu_hours"]], first.trials[["gpu_hours"]])
     assert len(more.trials) == 12
 
@@ -211,7 +306,9 @@ def test_who_turns_requests_away_does_not_win(tuning: Tuning, tmp_path: Path) ->
         result = stub.simulate(plan, *args, **kwargs)
         turned_away = 0.05 if stub.fleet_of(plan)[1] < 4.0 else 0.0
         e = Estimate(value=turned_away, low=turned_away, high=turned_away, n=1)
-        return SimResult(**(vars(result) | {"metrics": {**result.metrics, "rejected": e}}))
+        metrics = {**result.metrics, "rejected": e}
+        kept = not broken(metrics, plan.slo)
+        return SimResult(**(vars(result) | {"metrics": metrics, "keeps_slo": kept}))
 
     found = search(tmp_path, trials=30, simulate=rejecting)
     assert tuning.winner_result.metrics["gpu_hours"].value < 24 * 4.0
@@ -222,11 +319,11 @@ def test_who_turns_requests_away_does_not_win(tuning: Tuning, tmp_path: Path) ->
 
 
 def test_a_search_in_which_all_trials_fail_says_why(tmp_path: Path) -> None:
-    def broken(*args: Any, **kwargs: Any) -> SimResult:
+    def raising(*args: Any, **kwargs: Any) -> SimResult:
         raise RuntimeError("the twin is broken")
 
     with pytest.raises(InfeasibleError, match=r"all 6 trials failed.*the twin is broken"):
-        search(tmp_path, trials=6, simulate=broken)
+        search(tmp_path, trials=6, simulate=raising)
 
 
 def test_a_clearly_broken_first_seed_ends_a_trial(tuning: Tuning) -> None:
@@ -254,6 +351,26 @@ def test_an_slo_that_nothing_keeps_is_infeasible_and_says_how_near_it_came(tmp_p
     said = str(raised.value)
     assert "ttft_p99_s came down to 0.625, the limit is 0.5" in said
     assert "Loosen ttft_p99_s" in said
+
+
+def test_a_front_of_which_nothing_keeps_the_slo_says_so(tmp_path: Path) -> None:
+    def slow(*args: Any, **kwargs: Any) -> SimResult:
+        result = stub.simulate(*args, **kwargs)
+        late = {n: e.value + 0.6 for n, e in result.metrics.items() if n == "ttft_p99_s"}
+        worse = {n: Estimate(value=v, low=v, high=v, n=1) for n, v in late.items()}
+        return SimResult(
+            **(vars(result) | {"metrics": {**result.metrics, **worse}, "keeps_slo": False})
+        )
+
+    found = search(tmp_path, trials=8, simulate=slow, objective="front")
+    assert len(found.front()) > 0
+    assert not found.winner_result.keeps_slo
+    assert found.winner_result.per_seed["seed"].tolist() == [100, 101, 102]
+    (doubt,) = found.own_doubts
+    assert "nothing keeps the SLO in 8 trials: ttft_p99_s came down to 0." in doubt
+    read = Tuning.read(found.write(tmp_path / "tuning"))
+    assert read.own_doubts == found.own_doubts
+    assert "nothing keeps the SLO" in read._repr_html_()
 
 
 def test_an_slo_below_a_lone_request_is_infeasible_at_once(tmp_path: Path) -> None:
@@ -342,7 +459,9 @@ def test_a_tuning_is_read_as_it_was_written(tuning: Tuning, tmp_path: Path) -> N
     assert read.winner_result.metrics == tuning.winner_result.metrics
     assert read.winner_result.keeps_slo is True
     assert read.rejected == tuning.rejected
-    for name in ("trials", "baselines"):
+    assert read.own_doubts == tuning.own_doubts
+    assert read.generalisation_in_words() == tuning.generalisation_in_words()
+    for name in ("trials", "baselines", "neighbours"):
         pd.testing.assert_frame_equal(getattr(read, name), getattr(tuning, name), check_dtype=False)
     pd.testing.assert_frame_equal(read.winner_result.per_seed, tuning.winner_result.per_seed)
     assert "static-peak" in read._repr_html_()
