@@ -226,7 +226,7 @@ def sensitivity(tuning: Tuning) -> go.Figure:
     table = tuning.neighbours.dropna(subset=["cost_change"])
     widest = table["cost_change"].abs().groupby(table["parameter"]).max().sort_values()
     figure = theme.canvas(
-        "What one step in a parameter changes",
+        "One step beside the winner",
         theme.axis("change of GPU hours per day (%)", zeroline=True),
         theme.axis("", ticklabelstandoff=6, categoryarray=list(widest.index)),
         height=max(300, 130 + 34 * len(widest)),
