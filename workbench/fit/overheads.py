@@ -10,7 +10,7 @@ from scipy import stats
 from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
 from workbench.fit.noise import centred
-from workbench.fit.prefills import first_token_steps
+from workbench.fit.prefills import first_token_steps, in_order
 from workbench.fit.steps import FloatArray
 from workbench.measure import Measurement
 
@@ -42,8 +42,7 @@ def with_requests(model: LatencyModel, served: Sequence[Measurement]) -> Latency
     from simulations.engine import simulate_replica
 
     lightest = min(served, key=lambda m: m.steps["running"].mean() if len(m.steps) else np.inf)
-    sent = lightest.requests.dropna(subset=["sent_s", "first_token_s"])
-    sent = sent.sort_values("sent_s", kind="stable").reset_index(drop=True)
+    sent = in_order(lightest.requests).reset_index(drop=True)
     schedule = Schedule(
         sent["sent_s"].to_numpy(dtype=np.float64),
         sent["prompt_tokens"].to_numpy(dtype=np.int64),
@@ -103,8 +102,7 @@ def _lag(served: Measurement) -> tuple[float, float] | None:
     made = first_token_steps(steps, served.requests)
     if made is None:
         return None
-    sent = served.requests.dropna(subset=["sent_s", "first_token_s"])
-    sent = sent.sort_values("sent_s", kind="stable")
+    sent = in_order(served.requests)
     lag_s = (
         sent["first_token_s"].to_numpy(dtype=np.float64)
         - steps["t_s"].to_numpy(dtype=np.float64)[made]

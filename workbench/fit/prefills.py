@@ -66,7 +66,10 @@ def first_token_steps(steps: pd.DataFrame, requests: pd.DataFrame) -> IntArray |
 
 def _prompts(requests: pd.DataFrame) -> Iterator[int]:
     """Prompt lengths in the order in which the engine got them."""
-    if requests.empty:
-        return iter(())
+    return iter([] if requests.empty else in_order(requests)["prompt_tokens"].astype(int).tolist())
+
+
+def in_order(requests: pd.DataFrame) -> pd.DataFrame:
+    """The requests that got a first token, as the engine got them."""
     sent = requests.dropna(subset=["sent_s", "first_token_s"])
-    return iter(sent.sort_values("sent_s", kind="stable")["prompt_tokens"].astype(int).tolist())
+    return sent.sort_values("sent_s", kind="stable")

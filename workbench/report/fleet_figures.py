@@ -107,22 +107,7 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
             customdata=part["number"],
             hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.3g} s",
         )
-    looks = theme.looks(others.loc[~others["is_winner"], "name"])
-    for row in others.dropna(subset=["ttft_p99_s"]).to_dict("records"):
-        won = row["is_winner"]
-        figure.add_scatter(
-            x=[row["gpu_hours"]],
-            y=[row["ttft_p99_s"]],
-            mode="markers",
-            name="winner" if won else row["name"],
-            marker={
-                "symbol": "star" if won else "diamond",
-                "size": 17 if won else 11,
-                "color": theme.VERMILION if won else looks[row["name"]].colour,
-                "line": {"width": 1, "color": "white"},
-            },
-            hovertemplate="%{x:.1f} GPU hours, %{y:.3g} s",
-        )
+    _mark(figure, others, "ttft_p99_s", "%{y:.3g} s")
     for row in others[others["ttft_p99_s"].isna()].to_dict("records"):
         figure.add_vline(
             x=row["gpu_hours"],
@@ -161,13 +146,18 @@ def cost_against_attainment(tuning: Tuning) -> go.Figure:
         customdata=front["number"],
         hovertemplate="trial %{customdata}: %{x:.1f} GPU hours, %{y:.2%}",
     )
-    others = candidates(tuning).dropna(subset=["slo_attainment"])
+    _mark(figure, candidates(tuning), "slo_attainment", "%{y:.2%}")
+    return figure
+
+
+def _mark(figure: go.Figure, others: pd.DataFrame, y: str, told: str) -> None:
+    """The winner as a star and what it is held against as diamonds, over GPU hours; each once."""
     looks = theme.looks(others.loc[~others["is_winner"], "name"])
-    for row in others.to_dict("records"):
+    for row in others.dropna(subset=[y]).to_dict("records"):
         won = row["is_winner"]
         figure.add_scatter(
             x=[row["gpu_hours"]],
-            y=[row["slo_attainment"]],
+            y=[row[y]],
             mode="markers",
             name="winner" if won else row["name"],
             marker={
@@ -176,9 +166,8 @@ def cost_against_attainment(tuning: Tuning) -> go.Figure:
                 "color": theme.VERMILION if won else looks[row["name"]].colour,
                 "line": {"width": 1, "color": "white"},
             },
-            hovertemplate="%{x:.1f} GPU hours, %{y:.2%}",
+            hovertemplate=f"%{{x:.1f}} GPU hours, {told}",
         )
-    return figure
 
 
 def cost_of_candidates(tuning: Tuning) -> go.Figure:
