@@ -31,7 +31,6 @@ from simulations.traffic.popularity import zipf_ranks
 
 _EDGE_STREAM = 2000
 """Spawn key of who lives where and how far away; those of a run's control loops are below."""
-_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _serve(
     requests = as_users_see(
         request_frame(fleet.data.requests, asked_s=fleet.data.asked_s), schedule
     )
-    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / fleet.duration_s
+    gpu_hours = fleet.gpu_hours_a_day()
     return _Served(
         requests,
         gpu_hours,

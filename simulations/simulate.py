@@ -23,7 +23,6 @@ from simulations.traffic import ClosedLoop, Schedule, Workload
 from simulations.uncertainty import with_draws
 
 OnProgress = Callable[[str, float], None]
-_DAY_S = 86_400.0
 _PHASE_STREAM = 1000
 """Spawn key of the control loops' phases; the traffic's are below."""
 
@@ -197,7 +196,7 @@ def _metrics(
 ) -> dict[str, float]:
     """One seed's row, of the requests that count."""
     up_s = fleet.served_s()
-    gpu_hours = fleet.gpu_held_s() / 3600 * _DAY_S / fleet.duration_s
+    gpu_hours = fleet.gpu_hours_a_day()
     return {
         **user_metrics(counted, plan.slo, fleet.data.now_s),
         "gpu_hours": gpu_hours,

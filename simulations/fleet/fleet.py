@@ -282,6 +282,10 @@ class Fleet:
         """Seconds of GPU time to be paid until the end of the traffic: of pods, or of nodes."""
         return self.nodes.held_s(self.duration_s)
 
+    def gpu_hours_a_day(self) -> float:
+        """The same in hours, per 24 hours of traffic."""
+        return self.gpu_held_s() / self.duration_s * 24
+
     def served_s(self) -> float:
         """Seconds that replicas were up, ready or draining, until the end of the traffic."""
         return sum(pod.served_s(self.duration_s) for pod in self.pods.alive + self.pods.gone)
