@@ -27,7 +27,7 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 VENV = ROOT / ".venv"
-_ALWAYS = ["serving", "ray", "evals", "dev"]
+_ALWAYS = ["serving", "kb", "ray", "evals", "dev"]
 EXTRAS = {kind: [kind, *_ALWAYS] for kind in ("cpu", "gpu")}
 
 

@@ -1,0 +1,173 @@
+"""A request on its way to a replica and back: retried only as long as the client has seen nothing.
+
+An answer is handed on event by event: an event is cut by the network anywhere, and what is looked for
+in it (the usage at its end) must be seen whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+from prometheus_client import Counter
+
+from serving.gateway.errors import ApiError, broken, timed_out, unavailable
+from serving.gateway.fleet import Fleet, Replica
+from serving.gateway.settings import Timeouts
+
+_EVENT_END = b"\n\n"
+_TRY_ANOTHER = frozenset({500, 502, 503, 504})
+
+
+@dataclass
+class Upstream:
+    """An answer of a replica that has begun."""
+
+    replica: Replica
+    status: int
+    content_type: str
+    first: bytes
+    """Whole events where it is a stream; else the whole answer."""
+    _response: aiohttp.ClientResponse
+    _idle_s: float
+    _left: bytes = field(default=b"", repr=False)
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """The other events, in pieces that end where an event ends.
+
+        Raises:  ApiError: the replica died, or was silent for too long.
+        """
+        left = self._left
+        content = self._response.content
+        try:
+            while True:
+                piece = await content.readany()
+                if not piece:
+                    break
+                if left:
+                    piece = left + piece
+                    left = b""
+                if not piece.endswith(_EVENT_END):
+                    cut = piece.rfind(_EVENT_END) + len(_EVENT_END)
+                    if cut < len(_EVENT_END):
+                        left = piece
+                        continue
+                    piece, left = piece[:cut], piece[cut:]
+                yield piece
+        except TimeoutError:
+            raise timed_out(f"The model was silent for {self._idle_s:g} s.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise broken(f"The model's server broke off ({type(error).__name__}).") from error
+        if left:
+            raise broken("The model's server broke off.")
+
+    def close(self) -> None:
+        """Give the connection back; where the answer is not over, break it off."""
+        self._response.close()
+
+
+class Forwarder:
+    """Sends to the fleet."""
+
+    def __init__(
+        self, fleet: Fleet, session: aiohttp.ClientSession, timeouts: Timeouts, retries: Counter
+    ) -> None:
+        self._fleet = fleet
+        self._session = session
+        self._timeouts = timeouts
+        self._limit = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.idle_s
+        )
+        self._retries = retries
+
+    async def send(
+        self, path: str, body: bytes, headers: Mapping[str, str], track: str, prefix: int
+    ) -> Upstream:
+        """Send to one replica after another until one begins to answer.
+
+        Args:    prefix: requests that begin alike have the same.
+        Returns: an answer that has begun; its replica counts it until `release`.
+        Raises:  ApiError: none could; the last one's reason.
+        """
+        tried: list[Replica] = []
+        reason: ApiError | None = None
+        while True:
+            try:
+                replica = self._fleet.choose(track, prefix, tried)
+            except ApiError as nobody:
+                raise reason or nobody from None
+            if tried:
+                self._retries.inc()
+            tried.append(replica)
+            replica.outstanding += 1
+            begun = None
+            try:
+                begun = await self._begin(replica, path, body, headers)
+            except ApiError as error:
+                reason = error
+            finally:
+                if begun is None:
+                    replica.outstanding -= 1
+            if begun is not None:
+                return begun
+
+    def release(self, upstream: Upstream, *, failed: bool) -> None:
+        """The answer is over, or given up.
+
+        Args:    failed: by the replica's fault.
+        """
+        upstream.replica.outstanding -= 1
+        upstream.close()
+        if failed:
+            self._fleet.failed(upstream.replica, unreachable=False)
+        else:
+            upstream.replica.succeeded()
+
+    async def _begin(
+        self, replica: Replica, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> Upstream:
+        """The first events of a replica's answer, or all of an answer that is no stream."""
+        response = None
+        begun = None
+        try:
+            async with asyncio.timeout(self._timeouts.first_byte_s):
+                response = await self._session.post(
+                    replica.url + path, data=body, headers=headers, timeout=self._limit
+                )
+                begun = await self._first(replica, response)
+        except TimeoutError:
+            self._fleet.failed(replica, unreachable=False)
+            raise timed_out(
+                f"The model did not begin to answer within {self._timeouts.first_byte_s:g} s."
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            self._fleet.failed(replica, unreachable=isinstance(error, aiohttp.ClientConnectorError))
+            raise broken(f"The model's server broke off ({type(error).__name__}).") from error
+        finally:
+            if begun is None and response is not None:
+                response.close()
+        if begun.status in _TRY_ANOTHER:
+            begun.close()
+            # A full queue is no failure of a replica.
+            if begun.status != 503:
+                self._fleet.failed(replica, unreachable=False)
+                raise broken(f"The model's server answered {begun.status}.")
+            raise unavailable("All replicas are full; try again.", "all_replicas_full")
+        return begun
+
+    async def _first(self, replica: Replica, response: aiohttp.ClientResponse) -> Upstream:
+        kind = response.headers.get("Content-Type", "application/json")
+        if not kind.startswith("text/event-stream") or response.status != 200:
+            whole = await response.read()
+            return Upstream(replica, response.status, kind, whole, response, 0.0)
+        first = b""
+        while _EVENT_END not in first:
+            piece = await response.content.readany()
+            if not piece:
+                raise aiohttp.ServerDisconnectedError
+            first += piece
+        cut = first.rfind(_EVENT_END) + len(_EVENT_END)
+        idle_s = self._timeouts.idle_s
+        return Upstream(replica, 200, kind, first[:cut], response, idle_s, first[cut:])

@@ -1,0 +1,47 @@
+"""What the chat can do without: asked with a time limit, left alone for a while where it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from serving.gateway.logs import logger
+from serving.gateway.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Spare:
+    """Guards one dependency; that it fails or answers again is logged once and is a metric."""
+
+    def __init__(
+        self, name: str, metrics: Metrics, *, timeout_s: float, retry_s: float = 1.0
+    ) -> None:
+        self.name = name
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._gauge = metrics.dependency
+        self._again_s = 0.0
+        self.up = True
+
+    async def ask(self, what: Callable[[], Awaitable[T]]) -> T | None:
+        """What it answers; None where it does not."""
+        if not self.up and time.monotonic() < self._again_s:
+            return None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await what()
+        except Exception as error:  # whatever its client raises
+            self._again_s = time.monotonic() + self._retry_s
+            if self.up:
+                self.up = False
+                self._gauge.labels(self.name).set(0)
+                logger().warning("dependency is down", dependency=self.name, reason=repr(error))
+            return None
+        if not self.up:
+            self.up = True
+            logger().info("dependency is up", dependency=self.name)
+        self._gauge.labels(self.name).set(1)
+        return answer

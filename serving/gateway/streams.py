@@ -1,0 +1,94 @@
+"""Reading what vLLM streams: the usage at its end, the text when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+DONE = b"data: [DONE]"
+_NO_CHOICE = b'"choices":[]'
+"""Only the event with the usage has none; within a text the quotes would be escaped."""
+_ERROR = b'data: {"error":'
+
+
+@dataclass(slots=True)
+class Said:
+    """What a stream said, once it is over."""
+
+    text: str = ""
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks at whole events as they pass; costs two searches for each piece."""
+
+    keep_usage: bool
+    """The client asked for the event with the usage."""
+    remember: bool
+    """Somebody wants the text afterwards."""
+    usage: dict[str, Any] = field(default_factory=dict)
+    done: bool = False
+    failed: bool = False
+    pieces: list[bytes] = field(default_factory=list)
+
+    def see(self, piece: bytes) -> bytes:
+        """What is handed on of a piece."""
+        if _NO_CHOICE in piece:
+            piece = self._take_usage(piece)
+        if DONE in piece:
+            self.done = True
+        elif _ERROR in piece:
+            self.failed = True
+        if self.remember:
+            self.pieces.append(piece)
+        return piece
+
+    def _take_usage(self, piece: bytes) -> bytes:
+        left = []
+        for event in piece.split(b"\n\n"):
+            if _NO_CHOICE in event and event.startswith(b"data: "):
+                self.usage = orjson.loads(event[6:]).get("usage") or {}
+                if not self.keep_usage:
+                    continue
+            left.append(event)
+        return b"\n\n".join(left)
+
+    def said(self) -> Said:
+        """The text of the first choice."""
+        return _text(events(self.pieces))
+
+
+def events(pieces: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The JSON of all events."""
+    whole = b"".join(pieces)
+    return [orjson.loads(one[6:]) for one in whole.split(b"\n\n") if one.startswith(b"data: {")]
+
+
+def delta(event: dict[str, Any]) -> str:
+    """The text that an event adds to the first choice."""
+    for choice in event.get("choices", ()):
+        if choice.get("index", 0) == 0:
+            return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+    return ""
+
+
+def _text(found: list[dict[str, Any]]) -> Said:
+    said = Said("".join(delta(event) for event in found))
+    for event in found:
+        for choice in event.get("choices", ()):
+            if choice.get("index", 0) == 0 and choice.get("finish_reason"):
+                said.finish_reason = choice["finish_reason"]
+    return said
+
+
+def with_citations(first: bytes, citations: list[dict[str, Any]]) -> bytes:
+    """The first events with the passages added to the very first."""
+    head, _, rest = first.partition(b"\n\n")
+    if not head.startswith(b"data: {"):
+        return first
+    event = orjson.loads(head[6:]) | {"citations": citations}
+    return b"data: " + orjson.dumps(event) + b"\n\n" + rest
