@@ -16,7 +16,7 @@ from serving.gateway.chat import Chat
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.fleet import Fleet
 from serving.gateway.keys import Keys
-from serving.gateway.logs import logger, traceparent
+from serving.gateway.logger import logger, traceparent
 from serving.gateway.metrics import Metrics
 from serving.gateway.openapi import description
 from serving.gateway.settings import Settings

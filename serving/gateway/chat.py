@@ -22,7 +22,7 @@ from serving.gateway.asks import PATHS, Ask
 from serving.gateway.errors import ApiError
 from serving.gateway.fleet import Fleet
 from serving.gateway.forward import Forwarder, Upstream
-from serving.gateway.logs import Logger
+from serving.gateway.logger import Logger
 from serving.gateway.metrics import Metrics
 from serving.gateway.settings import Settings
 from serving.gateway.spare import Spare

@@ -14,7 +14,7 @@ import aiohttp
 
 from serving.gateway.balance import Balancer
 from serving.gateway.errors import unavailable
-from serving.gateway.logs import logger
+from serving.gateway.logger import logger
 from serving.gateway.settings import Settings
 
 State = Literal["cold", "up", "down"]

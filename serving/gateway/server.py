@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import aiohttp
-import redis.asyncio as redis
 import uvloop
 from aiohttp import web
 
@@ -24,7 +23,7 @@ from serving.gateway.chat import Chat, Passages, Traffic
 from serving.gateway.fleet import Fleet, Replica
 from serving.gateway.forward import Forwarder
 from serving.gateway.keys import Keys
-from serving.gateway.logs import Logger, configure, logger
+from serving.gateway.logger import Logger, configure, logger
 from serving.gateway.metrics import Metrics
 from serving.gateway.settings import Settings
 from serving.gateway.spare import Spare
@@ -144,27 +143,7 @@ def _store(settings: Settings) -> Store:
             answer_ttl_s=cache.ttl_s if cache else 1.0,
             conversation_ttl_s=settings.context.ttl_s,
         )
-    return RedisStore(redis_client(settings.redis_url, settings.timeouts.redis_s))
-
-
-def redis_client(url: str, timeout_s: float) -> redis.Redis:
-    """A client that gives up soon and does not repeat itself.
-
-    Raises:  InputError: no address of a Redis.
-    """
-    try:
-        return redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=None,
-            max_connections=1024,
-        )
-    except ValueError as error:
-        raise InputError(
-            f"redis_url(={url!r}) is no address of a Redis ({error})",
-            remedy="Write it as redis://host:6379/0.",
-        ) from error
+    return RedisStore(settings.redis_url)
 
 
 def _counted(metrics: Metrics, fleet: Callable[[], Fleet]) -> Callable[[Replica], None]:

@@ -51,7 +51,7 @@ class Timeouts(_Group):
     idle_s: float = Field(30.0, gt=0)
     """Between two pieces of an answer."""
     total_s: float = Field(600.0, gt=0)
-    redis_s: float = Field(0.1, gt=0)
+    redis_s: float = Field(0.25, gt=0)
     drain_delay_s: float = Field(0.0, ge=0)
     """After SIGTERM it still takes requests for so long, for load balancers that learn late."""
     drain_s: float = Field(60.0, ge=0)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from serving.gateway.logs import logger
+from serving.gateway.logger import logger
 from serving.gateway.metrics import Metrics
 
 T = TypeVar("T")
+_LATE = 3
+"""Times in a row after which a dependency that is late counts as down."""
 
 
 class Spare:
@@ -24,6 +26,7 @@ class Spare:
         self._retry_s = retry_s
         self._gauge = metrics.dependency
         self._again_s = 0.0
+        self._late = 0
         self.up = True
 
     async def ask(self, what: Callable[[], Awaitable[T]]) -> T | None:
@@ -33,15 +36,25 @@ class Spare:
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await what()
-        except Exception as error:  # whatever its client raises
-            self._again_s = time.monotonic() + self._retry_s
-            if self.up:
-                self.up = False
-                self._gauge.labels(self.name).set(0)
-                logger().warning("dependency is down", dependency=self.name, reason=repr(error))
+        except TimeoutError as error:
+            # Once may be this machine's own fault.
+            self._late += 1
+            if self._late >= _LATE:
+                self._down(error)
             return None
+        except Exception as error:  # whatever its client raises
+            self._down(error)
+            return None
+        self._late = 0
         if not self.up:
             self.up = True
             logger().info("dependency is up", dependency=self.name)
         self._gauge.labels(self.name).set(1)
         return answer
+
+    def _down(self, error: Exception) -> None:
+        self._again_s = time.monotonic() + self._retry_s
+        if self.up:
+            self.up = False
+            self._gauge.labels(self.name).set(0)
+            logger().warning("dependency is down", dependency=self.name, reason=repr(error))

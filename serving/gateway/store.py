@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-import redis.asyncio as redis
 from cachetools import LRUCache, TTLCache
+
+from serving.gateway.pipe import Command, Pipe
 
 SEEN_S = 7 * 86_400
 """A user who comes back within a week is a returning one."""
@@ -114,50 +115,50 @@ class MemoryStore:
 
 
 class RedisStore:
-    """In Redis; what does not answer within the time limit raises redis.RedisError or TimeoutError."""
+    """In Redis. Raises OSError or hiredis.ReplyError where it does not answer as it should."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client: Any = client  # whose annotations mix both worlds
+    def __init__(self, url: str) -> None:
+        self._pipe = Pipe(url)
 
     async def look_up(self, wanted: Wanted) -> Found:
         now_s = time.time()
-        pipe = self._client.pipeline(transaction=False)
+        commands: list[Command] = []
         if wanted.conversation:
-            pipe.lrange(f"conv:{wanted.conversation}", 0, -1)
+            commands.append(("LRANGE", f"conv:{wanted.conversation}", 0, -1))
         if wanted.answer:
-            pipe.get(f"answer:{wanted.answer}")
+            commands.append(("GET", f"answer:{wanted.answer}"))
+        if wanted.user:
+            seen = f"{now_s:.3f}"
+            commands.append(("SET", f"seen:{wanted.user}", seen, "EX", SEEN_S, "GET"))
         if wanted.rate:
             key = f"rate:{_rate_key(wanted.rate, now_s)}"
-            pipe.incr(key)
-            pipe.expire(key, 2 * _MINUTE_S)
-        if wanted.user:
-            pipe.set(f"seen:{wanted.user}", f"{now_s:.3f}", ex=SEEN_S, get=True)
-        replies = iter(await pipe.execute())
+            commands += [("INCR", key), ("EXPIRE", key, 2 * _MINUTE_S)]
+        replies = iter(await self._pipe.ask(*commands))
         turns = next(replies) if wanted.conversation else ()
         answer = next(replies) if wanted.answer else None
+        last = next(replies) if wanted.user else None
         used = int(next(replies)) if wanted.rate else 0
-        if wanted.rate:
-            next(replies)
-        seen = next(replies) if wanted.user else None
-        return Found(turns, answer, used, None if seen is None else float(seen))
+        return Found(turns, answer, used, None if last is None else float(last))
 
     async def keep(self, kept: Kept) -> None:
-        pipe = self._client.pipeline(transaction=False)
+        commands: list[Command] = []
         if kept.conversation:
             key = f"conv:{kept.conversation}"
-            pipe.rpush(key, kept.turn)
-            pipe.ltrim(key, -kept.most_turns, -1)
-            pipe.expire(key, kept.conversation_ttl_s)
+            commands += [
+                ("RPUSH", key, kept.turn),
+                ("LTRIM", key, -kept.most_turns, -1),
+                ("EXPIRE", key, kept.conversation_ttl_s),
+            ]
         if kept.answer_key:
             ttl_ms = max(1, int(1000 * kept.answer_ttl_s))
-            pipe.set(f"answer:{kept.answer_key}", kept.answer, px=ttl_ms)
-        await pipe.execute()
+            commands.append(("SET", f"answer:{kept.answer_key}", kept.answer, "PX", ttl_ms))
+        await self._pipe.ask(*commands)
 
     async def forget(self, conversation: str) -> None:
-        await self._client.delete(f"conv:{conversation}")
+        await self._pipe.ask(("DEL", f"conv:{conversation}"))
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._pipe.close()
 
 
 def _rate_key(tenant: str, now_s: float) -> str:

@@ -64,8 +64,12 @@ class Watch:
 
 def events(pieces: Iterable[bytes]) -> list[dict[str, Any]]:
     """The JSON of all events."""
-    whole = b"".join(pieces)
-    return [orjson.loads(one[6:]) for one in whole.split(b"\n\n") if one.startswith(b"data: {")]
+    whole = b"".join(pieces).rstrip().removesuffix(DONE).rstrip()
+    if not whole:
+        return []
+    # Between two events only, since within a text line ends are escaped.
+    found: list[dict[str, Any]] = orjson.loads(b"[%b]" % whole[6:].replace(b"\n\ndata: ", b","))
+    return found
 
 
 def delta(event: dict[str, Any]) -> str:

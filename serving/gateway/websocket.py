@@ -26,7 +26,7 @@ from serving.gateway import asks, streams
 from serving.gateway.chat import Chat
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.keys import Keys
-from serving.gateway.logs import logger, traceparent
+from serving.gateway.logger import logger, traceparent
 from serving.gateway.metrics import Metrics
 from serving.gateway.settings import Settings
 
