@@ -1,22 +1,23 @@
-"""Verify: start the exported configuration on real vLLM, replay load, compare with the prediction."""
+"""Verify: start the bundle on real vLLM, replay load through its gateway, compare with the prediction."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from serving.errors import BundleError, InputError, MeasurementError
-from serving.plan import Variant
 from serving.values import doubted_html
 from simulations.result import Prediction
 from workbench.agreement import compare
-from workbench.export import MODEL, check
+from workbench.export import check
 from workbench.measure import Engine, Measurement, measure
 from workbench.measure.points import part
+from workbench.serve import on_disk, serve
 
 OnProgress = Callable[[str, float], None]
 _REPLAY = "replay"
@@ -85,7 +86,7 @@ def verify(
 ) -> Verification:
     """Replay the prediction's load on one replica of the bundle.
 
-    Args:    engine: a running engine of the bundle's plan; None starts real vLLM for each replay.
+    Args:    engine: what answers; None starts the bundle: real vLLM behind the exported gateway.
              repeats: replays with other draws of the same load; the median of each metric is compared.
              attempts: a run that must not be trusted (a machine that is busy with something else) is
                  done again, with yet another draw.
@@ -99,19 +100,34 @@ def verify(
             raise InputError(f"{name}(={value}) must be >= 1", remedy="Ask for at least one.")
     plan = check(bundle)
     prediction = Prediction.read(bundle / "prediction.json")
+    with ExitStack() as stack:
+        if engine is None:
+            say = on_progress or (lambda doing, share: None)
+            service = stack.enter_context(
+                serve(
+                    bundle,
+                    folder=folder / "serve",
+                    replicas=1,
+                    on_state=lambda state: say(state, 0.0),
+                )
+            )
+            started = service.replicas[0]
+            started.front = service.url
+            engine = started
+        answers = engine
 
-    def replay(repeat: int, attempt: int) -> Measurement:
-        return measure(
-            _on_disk(plan.variant, bundle),
-            prediction.workload.at(seed=prediction.workload.seed + attempt * repeats + repeat),
-            engine_args=plan.engine,
-            folder=folder,
-            engine=engine,
-            name=_REPLAY if repeat == 0 else f"{_REPLAY}-{repeat + 1}",
-            on_progress=part(on_progress, repeat / repeats, (repeat + 1) / repeats),
-        )
+        def replay(repeat: int, attempt: int) -> Measurement:
+            return measure(
+                on_disk(plan.variant, bundle),
+                prediction.workload.at(seed=prediction.workload.seed + attempt * repeats + repeat),
+                engine_args=plan.engine,
+                folder=folder,
+                engine=answers,
+                name=_REPLAY if repeat == 0 else f"{_REPLAY}-{repeat + 1}",
+                on_progress=part(on_progress, repeat / repeats, (repeat + 1) / repeats),
+            )
 
-    replays = [_trusted(replay, repeat, attempts) for repeat in range(repeats)]
+        replays = [_trusted(replay, repeat, attempts) for repeat in range(repeats)]
     rows = _compare(prediction, replays)
     return Verification(
         rows=rows,
@@ -119,13 +135,6 @@ def verify(
         measurement=replays[0],
         doubts=prediction.doubts,
     )
-
-
-def _on_disk(variant: Variant, bundle: Path) -> Variant:
-    """The variant with a model that the bundle carries named by where it lies."""
-    if variant.revision is not None:
-        return variant
-    return variant.model_copy(update={"model": str((bundle / MODEL).resolve())})
 
 
 def _trusted(replay: Callable[[int, int], Measurement], repeat: int, attempts: int) -> Measurement:

@@ -16,6 +16,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -32,6 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Requests that have ended", "route status track")
         self.timeouts = self._counter("timeouts", "Requests whose model took too long", "track")
         self.retries = self._counter("retries", "Requests sent to another replica", "")

@@ -18,7 +18,7 @@ from redis.asyncio.connection import parse_url
 
 from serving.errors import InputError
 
-Command = tuple["str | int | float | bytes | memoryview[int]", ...]
+Command = tuple[Any, ...]
 
 
 class _Protocol(asyncio.Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import compressing, fidelity, measuring, payoff, questions, runs, stages
+from workbench.cli import compressing, fidelity, measuring, payoff, questions, runs, serve, stages
 from workbench.cli.common import guarded
 
 __all__ = ["app", "guarded", "main"]
@@ -28,6 +28,7 @@ app.add_typer(questions.app)
 app.add_typer(fidelity.app)
 app.add_typer(payoff.app)
 app.add_typer(runs.app)
+app.add_typer(serve.app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,13 +96,20 @@ def _simulate_plan(
     tell_doubts(result.doubts, "rests on what cannot be trusted")
 
 
-def _verify_bundle(workdir: Path, bundle: Path, *, as_json: bool) -> None:
-    """Verify a bundle that lies anywhere."""
+def _verify_bundle(workdir: Path, bundle: Path, url: str | None, *, as_json: bool) -> None:
+    """Verify a bundle that lies anywhere, where it runs or started here."""
     pipeline = open_pipeline(workdir, settings_of(None))
+    from workbench.export import check
+    from workbench.measure.vllm_attached import AttachedEngine
     from workbench.verify import verify as verify_bundle
 
-    with display(pipeline.workdir, f"Verify {bundle}", as_json=as_json) as on_progress:
-        found = verify_bundle(bundle, folder=workdir / "verify-bundle", on_progress=on_progress)
+    with (
+        display(pipeline.workdir, f"Verify {bundle}", as_json=as_json) as on_progress,
+        AttachedEngine(url, check(bundle).variant.name) if url else nullcontext() as engine,
+    ):
+        found = verify_bundle(
+            bundle, folder=workdir / "verify-bundle", engine=engine, on_progress=on_progress
+        )
     show(found.rows, as_json=as_json)
     if not found.holds:
         leave(1)
@@ -300,19 +308,33 @@ def export(
     run_stages(workdir, settings_of(workdir), ["export"], as_json=as_json)
 
 
-@app.command(epilog="Example: workbench verify --bundle runs/export/bundle")
+@app.command(
+    epilog="Example: workbench verify --bundle runs/export/bundle --url http://gateway:8080"
+)
 @guarded
 def verify(
     workdir: Workdir = DEFAULT_WORKDIR,
     bundle: Annotated[Path | None, typer.Option(help="Another bundle directory.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="A gateway that serves the bundle; $OPENAI_API_KEY is sent.",
+            show_default="one is started here",
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Start the exported configuration, replay load, print predicted against measured."""
+    """Start the bundle, replay load through its gateway, print predicted against measured.
+
+    Exit status 1 where the prediction does not hold.
+    """
+    if url is not None and bundle is None:
+        raise InputError(f"url(={url!r}) says where, not what", remedy="Name the --bundle too.")
     if bundle is None:
         run_stages(workdir, settings_of(workdir), ["verify"], as_json=as_json)
     else:
-        _verify_bundle(workdir, bundle, as_json=as_json)
+        _verify_bundle(workdir, bundle, url, as_json=as_json)
 
 
 @app.command(epilog="Example: workbench report --workdir runs")

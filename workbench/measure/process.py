@@ -50,12 +50,12 @@ class ChildGroup:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}"
 
-    def kill(self) -> None:
+    def kill(self, grace_s: float = _GRACE_S) -> None:
         """End the whole group: asked first, so that shared memory is given back, then killed."""
         if self._child.poll() is None:
             self._child.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._child.wait(_GRACE_S)
+                self._child.wait(grace_s)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +34,7 @@ class ServerEngine:
     Args:    folder: where server.log and steps.jsonl are written.
              port: None takes a free one.
              start_limit_s: a server that does not answer by then has failed.
+             environment: variables that differ from this process's, such as the GPUs it may see.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ServerEngine:
         folder: Path,
         port: int | None = None,
         start_limit_s: float = 1800.0,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.variant = variant
         self.engine_args = engine_args
@@ -51,9 +53,12 @@ class ServerEngine:
         self._step_path = folder / f"{variant.name}-steps.jsonl"
         self._port = port
         self._start_limit_s = start_limit_s
+        self._variables = environment or {}
         self._child: ChildGroup | None = None
         self._replica: ReplicaInfo | None = None
         self.url = ""
+        self.front: str | None = None
+        """The address of a gateway before it, through which it is sent requests."""
 
     @staticmethod
     def attach(url: str, model: str) -> AttachedEngine:
@@ -119,7 +124,11 @@ class ServerEngine:
             ask(f"{self.url}/reset_prefix_cache", {})
         self._steps.read()
         load = send(
-            self.url, self.variant.name, requests, concurrency=concurrency, on_progress=on_progress
+            self.front or self.url,
+            self.variant.name,
+            requests,
+            concurrency=concurrency,
+            on_progress=on_progress,
         )
         records = self._read_steps(sum(outcome.error is None for outcome in load.outcomes))
         ended = self.ended()
@@ -153,6 +162,7 @@ class ServerEngine:
     def _environment(self) -> dict[str, str]:
         environment = {
             **os.environ,
+            **self._variables,
             "WORKBENCH_STEP_LOG": str(self._step_path.resolve()),
             "VLLM_NO_USAGE_STATS": "1",
             # Has the one address by which a run begins with an empty prefix cache.
