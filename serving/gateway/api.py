@@ -24,6 +24,7 @@ from serving.gateway.websocket import Sockets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _JSON = "application/json"
+_ID = web.RequestKey("id", str)
 
 
 class Api:
@@ -75,7 +76,7 @@ class Api:
     async def _complete(self, request: web.Request, route: Route) -> web.StreamResponse:
         headers = request.headers
         request_id = headers.get("X-Request-Id", "")[:128] or f"req-{secrets.token_hex(12)}"
-        request["id"] = request_id
+        request[_ID] = request_id
         tenant = self._keys.tenant(headers.get("Authorization"))
         ask = asks.parse(
             route,
@@ -213,5 +214,5 @@ async def _answers_errors(request: web.Request, handler: Handler) -> web.StreamR
 
 
 def _failed(error: ApiError, request: web.Request, headers: dict[str, str]) -> web.Response:
-    told = {"Content-Type": _JSON, "X-Request-Id": request.get("id", ""), **error.headers}
+    told = {"Content-Type": _JSON, "X-Request-Id": request.get(_ID, ""), **error.headers}
     return web.Response(status=error.status, body=error.body, headers=told | headers)

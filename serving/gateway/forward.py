@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import aiohttp
 from prometheus_client import Counter
 
+from serving.gateway.asks import PATHS
 from serving.gateway.errors import ApiError, broken, timed_out, unavailable
 from serving.gateway.fleet import Fleet, Replica
 from serving.gateway.settings import Timeouts
+from serving.gateway.streams import DONE
 
 _EVENT_END = b"\n\n"
 _TRY_ANOTHER = frozenset({500, 502, 503, 504})
@@ -136,7 +138,7 @@ class Forwarder:
                 response = await self._session.post(
                     replica.url + path, data=body, headers=headers, timeout=self._limit
                 )
-                begun = await self._first(replica, response)
+                begun = await self._first(replica, path, response)
         except TimeoutError:
             self._fleet.failed(replica, unreachable=False)
             raise timed_out(
@@ -157,13 +159,17 @@ class Forwarder:
             raise unavailable("All replicas are full; try again.", "all_replicas_full")
         return begun
 
-    async def _first(self, replica: Replica, response: aiohttp.ClientResponse) -> Upstream:
+    async def _first(
+        self, replica: Replica, path: str, response: aiohttp.ClientResponse
+    ) -> Upstream:
         kind = response.headers.get("Content-Type", "application/json")
         if not kind.startswith("text/event-stream") or response.status != 200:
             whole = await response.read()
             return Upstream(replica, response.status, kind, whole, response, 0.0)
+        # A chat begins with the role alone: what is worth seeing is the event after it.
+        wanted = 2 if path == PATHS["chat"] else 1
         first = b""
-        while _EVENT_END not in first:
+        while first.count(_EVENT_END) < wanted and DONE not in first:
             piece = await response.content.readany()
             if not piece:
                 raise aiohttp.ServerDisconnectedError

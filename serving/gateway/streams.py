@@ -41,7 +41,7 @@ class Watch:
             piece = self._take_usage(piece)
         if DONE in piece:
             self.done = True
-        elif _ERROR in piece:
+        if _ERROR in piece:
             self.failed = True
         if self.remember:
             self.pieces.append(piece)
