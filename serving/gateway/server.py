@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ def serve(settings: Settings) -> None:
     Raises:  InputError: settings that cannot work here.
     """
     configure(settings.log_level, prompts=settings.log_prompts)
+    # A socket is a file, and the usual 1,024 are soon in use.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     uvloop.run(_until_stopped(settings))
 
 
