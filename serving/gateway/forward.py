@@ -21,6 +21,8 @@ from serving.gateway.streams import DONE
 
 _EVENT_END = b"\n\n"
 _TRY_ANOTHER = frozenset({500, 502, 503, 504})
+_MOST_FAILURES = 3
+"""Replicas that one request may fail at: it may be its own fault."""
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Forwarder:
         """
         tried: list[Replica] = []
         reason: ApiError | None = None
+        failures = 0
         while True:
             try:
                 replica = self._fleet.choose(track, prefix, tried)
@@ -109,6 +112,9 @@ class Forwarder:
                 begun = await self._begin(replica, path, body, headers)
             except ApiError as error:
                 reason = error
+                failures += error.status != 503
+                if failures == _MOST_FAILURES:
+                    raise
             finally:
                 if begun is None:
                     replica.outstanding -= 1

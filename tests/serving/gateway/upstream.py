@@ -71,6 +71,9 @@ class Upstream:
         self.asked.append((request.path, body))
         if self.status != 200:
             return web.json_response(_error(self.status), status=self.status)
+        most = body.get("max_tokens")
+        if most is not None and (isinstance(most, bool | str) or most != int(most) or most < 1):
+            return web.json_response(_error(400), status=400)
         self.running += 1
         try:
             said = _Said.of(self, request.path, body)
@@ -128,14 +131,14 @@ class _Said:
     @classmethod
     def of(cls, upstream: Upstream, path: str, body: Json) -> _Said:
         chat = path == "/v1/chat/completions"
-        texts = [str(m.get("content")) for m in body["messages"]] if chat else [body["prompt"]]
+        texts = [str(m.get("content")) for m in body["messages"]] if chat else [str(body["prompt"])]
         answer = upstream.answer
         if answer is None:
             answer = texts[-1]
         text = answer if isinstance(answer, str) else answer(body)
         tokens = [piece for piece in _words(text) if piece]
         most = body.get("max_tokens") or body.get("max_completion_tokens") or len(tokens)
-        kept = tokens[:most] or [""]
+        kept = tokens[: int(most)] or [""]
         return cls(
             chat=chat,
             tokens=kept,
