@@ -30,6 +30,7 @@ bench: .venv/.installed  ## performance: the engine twin, a day of a fleet, the 
 	$(BIN)/python -m benchmarks.fleet_day
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.vllm_bench
+	$(BIN)/python -m benchmarks.gateway
 
 lab: .venv/.installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
