@@ -14,9 +14,9 @@ Further fields of a message (temperature, max_tokens, knowledge, ...) go to the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import weakref
-from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -136,8 +136,11 @@ class _Socket:
                 kind="invalid_request_error",
                 code="invalid_api_key",
             ) from error
-        key = first.get("key") if isinstance(first, dict) else None
-        return self._keys.tenant(f"Bearer {key}")
+        return self._by_key(first if isinstance(first, dict) else {})
+
+    def _by_key(self, message: dict[str, Any]) -> str:
+        key = message.get("key")
+        return self._keys.tenant(f"Bearer {key}" if key else None)
 
     async def _take(self, text: str) -> None:
         try:
@@ -150,7 +153,12 @@ class _Socket:
                 if self.answering is not None and not self.answering.done():
                     raise bad_request("An answer is under way; stop it first.")
                 self.answering = asyncio.create_task(self._answer(message))
-            elif kind != "auth":
+                # Begun before a stop can follow: a task that has not begun ends without a word.
+                await asyncio.sleep(0)
+            elif kind == "auth":
+                if message.get("key"):
+                    self._tenant = self._by_key(message)
+            else:
                 raise bad_request(f"type={kind!r} is none of message, stop, auth.", "type")
         except ApiError as error:
             await self._fail(error)
@@ -159,8 +167,7 @@ class _Socket:
         try:
             await self._stream(message)
         except asyncio.CancelledError:
-            if not self.ws.closed:
-                await self._say({"type": "done", "finish_reason": "stopped"})
+            await self._say_last({"type": "done", "finish_reason": "stopped"})
         except ApiError as error:
             await self._fail(error)
         except ConnectionError:
@@ -195,7 +202,7 @@ class _Socket:
         if reply.events is None:
             raise _refused(reply.status, reply.whole)
         done: dict[str, Any] = {"type": "done", "request_id": ask.request_id}
-        async with aclosing(reply.events) as pieces:
+        async with contextlib.aclosing(reply.events) as pieces:
             async for piece in pieces:
                 for event in streams.events([piece]):
                     if "error" in event:
@@ -217,9 +224,14 @@ class _Socket:
     async def _say(self, value: dict[str, Any]) -> None:
         await self.ws.send_str(orjson.dumps(value).decode())
 
-    async def _fail(self, error: ApiError) -> None:
+    async def _say_last(self, value: dict[str, Any]) -> None:
+        """Say it if the client is still there."""
         if not self.ws.closed:
-            await self._say({"type": "error", "status": error.status, "error": error.fields})
+            with contextlib.suppress(ConnectionError):
+                await self._say(value)
+
+    async def _fail(self, error: ApiError) -> None:
+        await self._say_last({"type": "error", "status": error.status, "error": error.fields})
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Upstream:
     """What it does, and what it was asked."""
 
     answer: str | Callable[[Json], str] | None = None
-    """Said to everybody, or made of the body; None says the question again."""
+    """Said to everybody, or made of the body of a chat; None says the question again."""
     first_s: float = 0.0
     """Before the first token."""
     pace_s: float = 0.0
@@ -81,9 +81,12 @@ class Upstream:
                 return await self._stream(request, said, body)
             await asyncio.sleep(self.first_s + self.pace_s * max(0, len(said.tokens) - 1))
             return web.json_response(body=orjson.dumps(said.whole()))
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             self.given_up += 1
             raise
+        except ConnectionError:
+            self.given_up += 1
+            return web.Response(status=499)
         finally:
             self.running -= 1
 
@@ -133,9 +136,9 @@ class _Said:
         chat = path == "/v1/chat/completions"
         texts = [str(m.get("content")) for m in body["messages"]] if chat else [str(body["prompt"])]
         answer = upstream.answer
-        if answer is None:
+        if answer is None or (callable(answer) and not chat):
             answer = texts[-1]
-        text = answer if isinstance(answer, str) else answer(body)
+        text = answer(body) if callable(answer) else answer
         tokens = [piece for piece in _words(text) if piece]
         most = body.get("max_tokens") or body.get("max_completion_tokens") or len(tokens)
         kept = tokens[: int(most)] or [""]
@@ -208,10 +211,11 @@ async def upstream(**fields: Any) -> AsyncIterator[Upstream]:
 
 
 @contextlib.asynccontextmanager
-async def gateway(*urls: str, **given: Any) -> AsyncIterator[Gateway]:
-    """A gateway before replicas of the track `blue`, once one of them is warm.
+async def gateway(*urls: str, wait: bool = True, **given: Any) -> AsyncIterator[Gateway]:
+    """A gateway before replicas of the track `blue`.
 
-    Args:    given: settings; by default a free port, looks every 50 ms, and no patience at the end.
+    Args:    wait: until one of them is warm.
+             given: settings; by default a free port, looks every 50 ms, and no patience at the end.
     """
     usual: dict[str, Any] = {
         "model": MODEL,
@@ -223,6 +227,6 @@ async def gateway(*urls: str, **given: Any) -> AsyncIterator[Gateway]:
     settings = load(**usual | given)
     async with running(settings) as made:
         async with asyncio.timeout(10):
-            while not made.fleet.ready(settings.first_stable):
+            while wait and not made.fleet.ready(settings.first_stable):
                 await asyncio.sleep(0.01)
         yield made
