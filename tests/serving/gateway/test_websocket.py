@@ -15,9 +15,9 @@ from tests.serving.gateway.upstream import gateway, upstream
 
 @contextlib.asynccontextmanager
 async def socket(port: int) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    async with aiohttp.ClientSession() as session:
-        async with session.ws_connect(f"http://127.0.0.1:{port}/v1/chat/ws") as made:
-            yield made
+    url = f"http://127.0.0.1:{port}/v1/chat/ws"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url) as made:
+        yield made
 
 
 async def test_a_stop_that_follows_at_once_is_answered() -> None:
@@ -34,14 +34,14 @@ async def test_a_stop_that_follows_at_once_is_answered() -> None:
 
 async def test_a_key_counts_where_none_is_needed() -> None:
     key, digest = new_key()
-    keys = {"api_keys": {"acme": [digest]}, "anonymous": True}
+    keys: dict[str, Any] = {"api_keys": {"acme": [digest]}, "anonymous": True}
     async with upstream() as vllm, gateway(vllm.url, **keys) as made:
         headers = {"Authorization": f"Bearer {key}"}
         url = f"http://127.0.0.1:{made.port}/v1/chat/completions"
-        asked: dict[str, Any] = {"messages": [{"role": "user", "content": "over HTTP"}]}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            async with session.post(url, json=asked | {"conversation": "c"}) as response:
-                assert response.status == 200
+        messages = [{"role": "user", "content": "over HTTP"}]
+        body = {"messages": messages, "conversation": "c"}
+        async with aiohttp.request("POST", url, json=body, headers=headers) as response:
+            assert response.status == 200
         async with socket(made.port) as ws:
             await ws.receive_json()
             await ws.send_json({"type": "auth", "key": "sk-wrong"})
@@ -57,15 +57,13 @@ async def test_a_key_counts_where_none_is_needed() -> None:
 async def test_a_client_that_vanishes_gives_its_answer_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with upstream(silent_after=1) as vllm, gateway(vllm.url) as made:
-        async with aiohttp.ClientSession() as session:
-            ws = await session.ws_connect(f"http://127.0.0.1:{made.port}/v1/chat/ws")
-            await ws.receive_json()
-            await ws.send_json({"type": "message", "content": "one two"})
-            assert (await ws.receive_json(timeout=5))["content"] == "one"
-            cast(Any, ws)._response.connection.transport.abort()
-            async with asyncio.timeout(5):
-                while vllm.running:
-                    await asyncio.sleep(0.01)
+    async with upstream(silent_after=1) as vllm, gateway(vllm.url) as made, socket(made.port) as ws:
+        await ws.receive_json()
+        await ws.send_json({"type": "message", "content": "one two"})
+        assert (await ws.receive_json(timeout=5))["content"] == "one"
+        cast(Any, ws)._response.connection.transport.abort()
+        async with asyncio.timeout(5):
+            while vllm.running:
+                await asyncio.sleep(0.01)
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio"]
