@@ -112,6 +112,7 @@ async def test_a_conversation_goes_on_and_survives_a_reload(vllm: Upstream, seen
         await seen.open(made.port)
         await seen.ask("First?")
         assert await seen.answered() == "Answer 1 is this."
+        assert await seen.page.locator(".remark, .problem, .sources").count() == 0
         facts = await seen.text(".facts")
         assert re.fullmatch(r"first token [\d.]+ s · [\d.]+ tokens/s", facts)
         await seen.ask("Second?")
