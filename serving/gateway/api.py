@@ -156,7 +156,8 @@ class Api:
 
     async def _chat_page(self, request: web.Request) -> web.Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
-        policy += " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+        policy += " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none';"
+        policy += " frame-ancestors 'none'"
         return web.Response(
             body=self._page,
             headers={
