@@ -28,7 +28,8 @@ async def look(store: Store, state: RolloutState, number: int, now: datetime) ->
 
     Raises:  StoreError: the store cannot be reached.
     """
-    assert state.rule is not None and state.candidate is not None
+    assert state.rule is not None
+    assert state.candidate is not None
     new, old = await compared(store, state)
     verdict = judge(new, old, state.rule, looks_for(state, number))
     return judged(

@@ -40,13 +40,13 @@ class RedisStore:
     Args:    prefix: before every key, for a Redis that others use too.
     """
 
-    def __init__(self, client: Redis, name: str, prefix: str = "gateway:") -> None:
+    def __init__(self, client: Redis, name: str, prefix: str = "") -> None:
         self._redis: Any = client
         self._prefix = f"{prefix}rollout:"
         self._name = name
 
     @classmethod
-    def at(cls, url: str, prefix: str = "gateway:", timeout_s: float = 1.0) -> RedisStore:
+    def at(cls, url: str, prefix: str = "", timeout_s: float = 1.0) -> RedisStore:
         """Connect on first use. A gateway must not hang on Redis, so it waits for a second at most."""
         try:
             client = Redis.from_url(

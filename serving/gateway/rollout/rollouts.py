@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from serving.errors import InputError
+from serving.gateway.logger import logger
 from serving.gateway.rollout.counts import Counts
 from serving.gateway.rollout.looking import due, look
 from serving.gateway.rollout.state import (
@@ -26,8 +26,6 @@ from serving.gateway.rollout.store import COUNTS, Report, Store, StoreError
 _MAX_USERS = 100_000
 """New users that are remembered for one report, while a store is out of reach."""
 
-log = logging.getLogger(__name__)
-
 
 class Rollouts:
     """What a gateway asks for each request, and the loop behind it.
@@ -39,6 +37,7 @@ class Rollouts:
              stable: the track that serves where the store has no state yet.
              healthy: () -> {track: replicas that are ready and warm}, for each track of the gateway,
              also those with none; asked once a second.
+             on_change: told of each new state that splits otherwise, and of the first.
              clock: seconds since the epoch.
              poll_s: between two ticks.
     """
@@ -49,11 +48,13 @@ class Rollouts:
         *,
         stable: str,
         healthy: Callable[[], Mapping[str, int]],
+        on_change: Callable[[RolloutState], None] = lambda state: None,
         clock: Callable[[], float] = time.time,
         poll_s: float = 1.0,
     ) -> None:
         self._store = store
         self._healthy = healthy
+        self._on_change = on_change
         self._clock = clock
         self._poll_s = poll_s
         self._gateway = uuid4().hex
@@ -61,7 +62,9 @@ class Rollouts:
         self._reachable = True
         self._task: asyncio.Task[None] | None = None
         self._ticking = asyncio.Lock()
+        self._seen_healthy: set[str] = set()
         self._users: dict[int, dict[str, set[str]]] = {}
+        self._users_now: dict[str, set[str]] = {}
         self._counts: dict[int, dict[str, Counts]] = {}
         if stable not in healthy():
             raise InputError(
@@ -71,6 +74,12 @@ class Rollouts:
         self._default = stable
         self._state = self._split = RolloutState(stable=stable, since=self._now())
         self._adopt(self._state)
+        on_change(self._state)
+
+    @property
+    def stable(self) -> str:
+        """The track that serves whoever the candidate does not."""
+        return self._split.stable
 
     @property
     def state(self) -> RolloutState:
@@ -82,14 +91,14 @@ class Rollouts:
         """Whether the last tick reached the store."""
         return self._reachable
 
-    def track_of(self, conversation_key: str) -> str:
+    def track_of(self, owner: str) -> str:
         """The track for a conversation; stable while the candidate has no healthy replica."""
-        return track_of(conversation_key, self._split)
+        return track_of(owner, self._split)
 
     def record(
         self,
         track: str,
-        user: str | None,
+        owner: str,
         failed: bool,
         ttft_s: float | None = None,
         tpot_s: float | None = None,
@@ -102,16 +111,16 @@ class Rollouts:
         Requests that began before the split changed hit a user, but are not compared: of the canary's
         there are none, and after a change the short ones end first.
 
-        Args:    failed: by the server's fault; a time-out is one.
+        Args:    owner: the user, or whoever stands for one.
+                 failed: by the server's fault; a time-out is one.
                  ttft_s, tpot_s: None where there was none; left out for failed requests.
                  e2e_s: since the request came in, also where it failed.
         """
-        if user is not None:
-            users = self._users_now.get(track)
-            if users is None:
-                users = self._users_now.setdefault(track, set())
-            if len(users) < _MAX_USERS:
-                users.add(user)
+        users = self._users_now.get(track)
+        if users is None:
+            users = self._users_now.setdefault(track, set())
+        if len(users) < _MAX_USERS:
+            users.add(owner)
         if e2e_s is not None and self._clock() - e2e_s < self._since_s:
             return
         counts = self._counts_now.get(track)
@@ -159,11 +168,11 @@ class Rollouts:
             await self._decide(healthy)
         except StoreError as error:
             if self._reachable:
-                log.warning("%s The last known rollout state holds.", error)
+                logger().warning("rollout store lost, the last state holds", reason=str(error))
             self._reachable = False
         else:
             if not self._reachable:
-                log.info("%s is back", self._store.name)
+                logger().info("rollout store is back", store=self._store.name)
             self._reachable = True
         self._shield(healthy)
 
@@ -174,7 +183,7 @@ class Rollouts:
                 await self.tick()
             except Exception:
                 # A gateway serves on, whatever is wrong with rollouts.
-                log.exception("a tick of the rollouts failed")
+                logger().exception("a tick of the rollouts failed")
 
     async def _report(self, healthy: Mapping[str, int]) -> None:
         current = self._state
@@ -216,7 +225,10 @@ class Rollouts:
         state, now = self._state, self._now()
         if state.phase not in UNDER_WAY or state.candidate is None:
             return
-        if not healthy.get(state.candidate, 0):
+        if healthy.get(state.candidate, 0):
+            self._seen_healthy.add(state.candidate)
+        elif state.candidate in self._seen_healthy:
+            # A gateway that has just begun has seen no replica yet.
             if healthy.get(state.stable, 0):
                 lost = f"{state.candidate} has no healthy replica left"
                 await self._write(roll_back(state, lost, now))
@@ -244,18 +256,18 @@ class Rollouts:
         self._since_s = state.since.timestamp()
         self._counts_now = self._counts.setdefault(state.period, {})
         self._users_now = self._users.setdefault(state.rollout, {})
-        if before.period != state.period or before.reason != state.reason:
-            log.info(
-                "rollout %d: %s, stable %s, candidate %s takes %.4g %s",
-                *(state.rollout, state.phase, state.stable, state.candidate, state.share),
-                state.reason,
-            )
+        if before.rollout != state.rollout:
+            self._seen_healthy.clear()
+        if before.period != state.period:
+            shown = state.model_dump(include={"rollout", "phase", "stable", "candidate", "share"})
+            logger().info("rollout", **shown, reason=state.reason)
+            self._on_change(state)
 
     def _shield(self, healthy: Mapping[str, int]) -> None:
         """Keep conversations off a candidate without a healthy replica, store or no store."""
         state = self._state
         if state.stable not in healthy:
-            log.error("track %s of %s is not of this gateway", state.stable, self._store.name)
+            logger().error("the stable track is none of this gateway's", track=state.stable)
             state = RolloutState(stable=self._default, since=state.since)
         gone = state.candidate is not None and not healthy.get(state.candidate, 0)
         kept = gone and healthy.get(state.stable, 0)

@@ -77,22 +77,21 @@ class Store(Protocol):
 
 
 def open_store(redis_url: str | None = None, state_file: Path | None = None) -> Store:
-    """The store that gateways and operators share.
+    """The store that gateways and operators share; Redis where both are given.
 
-    Raises:  InputError: neither or both are given.
+    Raises:  InputError: neither is given.
     """
     # Either is imported only where it is used: redis is not needed for a file.
-    if redis_url and not state_file:
+    if redis_url:
         from serving.gateway.rollout.redis_store import RedisStore
 
         return RedisStore.at(redis_url)
-    if state_file and not redis_url:
+    if state_file:
         from serving.gateway.rollout.file_store import FileStore
 
         return FileStore(state_file)
-    problem = "both a Redis and a state file are given" if redis_url else "no store is given"
     raise InputError(
-        problem,
+        "no store is given",
         remedy="Use --redis URL or --state FILE (GATEWAY_REDIS_URL or GATEWAY_STATE_FILE).",
     )
 

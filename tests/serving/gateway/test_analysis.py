@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from simulations.fleet import Analysis
-from simulations.fleet.analysis import Served, fails_more, is_slower, judge
+from serving.gateway.analysis import Analysis, Served, fails_more, is_slower, judge
 
 EDGES_S = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
 
 
 def served(latencies_s: np.ndarray, failed: int = 0) -> Served:
     buckets = np.bincount(np.searchsorted(EDGES_S, latencies_s), minlength=len(EDGES_S) + 1)
-    return Served(len(latencies_s), failed, float(latencies_s.sum()), buckets)
+    return Served(len(latencies_s), failed, float(latencies_s.sum()), tuple(buckets.tolist()))
 
 
 def counted(answered: int, failed: int) -> Served:
@@ -35,10 +34,24 @@ def test_errors_are_judged_by_fishers_exact_test(
     assert p == pytest.approx(expected if higher else 1.0)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@given(st.data())
+def test_errors_of_many_requests_too(data: st.DataObject) -> None:
+    """Up to a million requests, where factorials do not fit: against the library's tail."""
+    drawn, beside = (data.draw(st.integers(1000, 10**6)) for _ in range(2))
+    failed = data.draw(st.integers(0, drawn // 2))
+    old_failed = data.draw(st.integers(0, failed * beside // drawn))
+    p = fails_more(counted(drawn - failed, failed), counted(beside - old_failed, old_failed), 0.0)
+    total, marked = drawn + beside, failed + old_failed
+    expected = float(stats.hypergeom.sf(failed - 1, total, marked, drawn))
+    if failed * beside > old_failed * drawn:
+        assert p == pytest.approx(expected, rel=1e-5, abs=1e-250)
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_latencies_are_judged_by_mann_whitney_with_ties(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    new_s, old_s = rng.lognormal(-3, 0.5, 80), rng.lognormal(-3.3, 0.5, 900)
+    n, m = rng.integers(2, 2000, 2)
+    new_s, old_s = rng.lognormal(-3, 0.5, n), rng.lognormal(-3.3, 0.5, m)
     p = is_slower(served(new_s), served(old_s), 1.0)
     binned = (np.searchsorted(EDGES_S, values) for values in (new_s, old_s))
     expected = stats.mannwhitneyu(*binned, alternative="greater", method="asymptotic").pvalue
@@ -56,7 +69,7 @@ def test_a_difference_must_matter_as_well() -> None:
 
 
 def test_nothing_is_decided_by_nothing() -> None:
-    none = Served(0, 0, 0.0, np.zeros(1, dtype=np.int64))
+    none = Served(0, 0, 0.0, ())
     rule = Analysis()
     assert judge(none, counted(1000, 0), rule, 10) == "undecided"
     assert judge(counted(1000, 0), none, rule, 10) == "undecided"
