@@ -73,7 +73,7 @@ class RedisStore:
             return self._state(await self._redis.get(self._key("state")))
 
     async def save(self, state: RolloutState, expected: int | None) -> bool:
-        key, text = self._key("state"), state.model_dump_json().encode()
+        key = self._key("state")
         with self._reached():
             async with self._redis.pipeline(transaction=True) as pipe:
                 try:
@@ -82,11 +82,10 @@ class RedisStore:
                     if (there.version if there is not None else None) != expected:
                         return False
                     pipe.multi()
-                    pipe.set(key, text)
+                    pipe.set(key, state.model_dump_json())
                     await pipe.execute()
                 except WatchError:
-                    # A connection that broke after EXEC is one too, and then it was written.
-                    return bool(await self._redis.get(key) == text)
+                    return False
         return True
 
     async def report(self, report: Report) -> None:

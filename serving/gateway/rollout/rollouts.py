@@ -244,9 +244,11 @@ class Rollouts:
             await self._write(promote(self._state, now))
 
     async def _write(self, after: RolloutState) -> None:
-        """Whoever is first decides; the others read it a second later."""
+        """Whoever is first decides; the others read what."""
         if await self._store.save(after, self._state.version):
             self._adopt(after)
+        else:
+            await self._read()
 
     # -- what the hot path reads -------------------------------------------------------------------
 
