@@ -109,8 +109,12 @@ def start(
     track: TrackName,
     share: Annotated[float, typer.Option(help="The first share of the conversations.")] = 0.01,
     steps: Annotated[
-        str, typer.Option(help="The shares after it, comma-separated; '' for none.")
-    ] = "0.1,0.5",
+        str | None,
+        typer.Option(
+            help="The shares after it, comma-separated; '' for none.",
+            show_default="0.1,0.5, as far as they are larger",
+        ),
+    ] = None,
     window_s: WindowS = 300.0,
     look_s: LookS = 60.0,
     max_windows: MaxWindows = 4,
@@ -126,7 +130,8 @@ def start(
     """Begin a canary: the gateways raise its share while it is sound, and take it back if not."""
     from serving.gateway.rollout import operate
 
-    shares = (share, *_numbers("--steps", steps))
+    usual = tuple(step for step in (0.1, 0.5) if step > share)
+    shares = (share, *(usual if steps is None else _numbers("--steps", steps)))
     rule = _rule(
         window_s=window_s,
         look_s=look_s,

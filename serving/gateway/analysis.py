@@ -115,6 +115,8 @@ def judge(new: Served, old: Served, rule: Analysis, looks: int) -> Verdict:
         return "worse"
     if min(new.requests, old.requests) < rule.min_requests:
         return "undecided"
+    if not sum(new.buckets) or not sum(old.buckets):  # no latency is no good latency
+        return "undecided"
     if is_slower(new, old, rule.max_slowdown) < level:
         return "worse"
     return "sound"

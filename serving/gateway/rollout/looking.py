@@ -77,6 +77,8 @@ def figures(new: Served, old: Served, rule: Analysis) -> str:
         slower = f"mean {rule.latency.upper()} {new.mean_s:.4g} s against {old.mean_s:.4g} s"
         slower_p = is_slower(new, old, rule.max_slowdown)
         parts.append(slower + (f" (p = {slower_p:.1e})" if slower_p < 1 else ""))
+    else:
+        parts.append(f"no {rule.latency.upper()} of both was seen")
     return "; ".join(parts)
 
 

@@ -37,7 +37,8 @@ class Rollouts:
              stable: the track that serves where the store has no state yet.
              healthy: () -> {track: replicas that are ready and warm}, for each track of the gateway,
              also those with none; asked once a second.
-             on_change: told of each new state that splits otherwise, and of the first.
+             on_change: (before, after), told of each state that splits otherwise; before is None for the
+             state that the gateway begins with, and again for the first that it reads.
              clock: seconds since the epoch.
              poll_s: between two ticks.
     """
@@ -48,7 +49,7 @@ class Rollouts:
         *,
         stable: str,
         healthy: Callable[[], Mapping[str, int]],
-        on_change: Callable[[RolloutState], None] = lambda state: None,
+        on_change: Callable[[RolloutState | None, RolloutState], None] = lambda before, after: None,
         clock: Callable[[], float] = time.time,
         poll_s: float = 1.0,
     ) -> None:
@@ -74,7 +75,7 @@ class Rollouts:
         self._default = stable
         self._state = self._split = RolloutState(stable=stable, since=self._now())
         self._adopt(self._state)
-        on_change(self._state)
+        on_change(None, self._state)
 
     @property
     def stable(self) -> str:
@@ -217,9 +218,9 @@ class Rollouts:
                 self._known = True
                 self._adopt(first)
             return
-        self._known = True
         if there != self._state:
             self._adopt(there)
+        self._known = True
 
     async def _decide(self, healthy: Mapping[str, int]) -> None:
         state, now = self._state, self._now()
@@ -263,7 +264,7 @@ class Rollouts:
         if before.period != state.period:
             shown = state.model_dump(include={"rollout", "phase", "stable", "candidate", "share"})
             logger().info("rollout", **shown, reason=state.reason)
-            self._on_change(state)
+            self._on_change(before if self._known else None, state)
 
     def _shield(self, healthy: Mapping[str, int]) -> None:
         """Keep conversations off a candidate without a healthy replica, store or no store."""

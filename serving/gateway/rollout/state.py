@@ -214,11 +214,12 @@ def judged(
     """
     assert state.rule is not None
     rule, watched_s = state.rule, (now - state.since).total_seconds()
-    seen = _changed(state, looks=look, verdict=verdict, users_hit=users_hit)
+    shown = {"looks": look, "verdict": verdict, "users_hit": users_hit}
+    seen = state.model_copy(update=shown)
     if verdict == "worse":
         return roll_back(seen, f"worse: {figures}", now)
     if state.passed or not rule.over(verdict, watched_s):
-        return seen
+        return _changed(seen)
     if verdict == "undecided":
         waited = f"undecided after {rule.max_windows} windows of {rule.window_s:g} s"
         return roll_back(seen, f"{waited}: {figures}", now)

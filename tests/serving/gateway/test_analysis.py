@@ -77,6 +77,9 @@ def test_nothing_is_decided_by_nothing() -> None:
     assert judge(counted(299, 0), counted(1000, 0), rule, 10) == "undecided"
     assert judge(counted(300, 0), counted(1000, 0), rule, 10) == "sound"
     assert judge(counted(0, 20), counted(1000, 0), rule, 10) == "worse"
+    unseen = Served(400, 0, 0.0, (0, 0))
+    assert judge(unseen, counted(1000, 0), rule, 10) == "undecided"
+    assert judge(counted(400, 0), unseen, rule, 10) == "undecided"
 
 
 def rollouts(error_share: float, slowdown: float, n: int) -> float:

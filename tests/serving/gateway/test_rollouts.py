@@ -347,12 +347,16 @@ async def test_operators_are_refused_what_the_replicas_cannot_bear(world: World)
 
 
 async def test_the_loop_reads_what_an_operator_changed(world: World) -> None:
-    seen: list[RolloutState] = []
+    seen: list[tuple[str | None, str]] = []
+
+    def changed(before: RolloutState | None, after: RolloutState) -> None:
+        seen.append((before and before.phase, after.phase))
+
     rollouts = Rollouts(
         world.opened(),
         stable="blue",
         healthy=lambda: world.healthy,
-        on_change=seen.append,
+        on_change=changed,
         poll_s=0.02,
     )
     await rollouts.start()
@@ -361,7 +365,7 @@ async def test_the_loop_reads_what_an_operator_changed(world: World) -> None:
     await until(lambda: rollouts.track_of("x") == "green")
     rollouts.record("green", "somebody", False, ttft_s=0.1, e2e_s=0.0)
     await rollouts.stop()
-    assert [s.phase for s in seen] == ["steady", "switched"]
+    assert seen == [(None, "steady"), ("steady", "switched")]
     counts = await store.counts(rollouts.state.period)
     assert counts["green"].answered == 1
     assert await store.users(rollouts.state.rollout, "green") == 1
