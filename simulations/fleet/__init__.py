@@ -3,12 +3,12 @@
 cluster.py    what a plan runs on            nodes.py     machines: packing, provisioning, loss
 pods.py       the life of a pod              faults.py    crashes, OOM kills, restarts
 rollouts.py   strategies, and Kubernetes' arithmetic      releases.py  a rollout as it happens
-analysis.py   is the new version worse?      blast.py     whom a release touched
+analysis.py   what versions have shown       blast.py     whom a release touched
 watch.py      timeline; feeds ../metrics     fleet.py     all of it together
 plane.py      the seam to the data plane     streams.py   a random stream for each source
 """
 
-from simulations.fleet.analysis import Analysis
+from serving.gateway.analysis import Analysis
 from simulations.fleet.blast import blast_radius
 from simulations.fleet.cluster import Activation, Cluster, ReadinessProbe, Termination
 from simulations.fleet.faults import Faults

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import simpy
 
-from simulations.fleet.analysis import Analysis, Served, Verdict, judge
+from serving.gateway.analysis import Analysis, Served, Verdict, judge
+from simulations.fleet.analysis import served
 from simulations.fleet.nodes import Process
 from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
@@ -201,9 +202,7 @@ class Rollout:
             new = self._served(NEW, rule).since(new_before)
             beside = self._served(OLD, rule).since(old_before) if old is None else old
             verdict = judge(new, beside, rule, rule.looks(steps))
-            watched_s = self._env.now - began_s + 1e-6
-            last = watched_s >= rule.max_windows * rule.window_s
-            if verdict == "worse" or last or (verdict == "sound" and watched_s >= rule.window_s):
+            if rule.over(verdict, self._env.now - began_s):
                 return verdict
 
     def _go_back(self, reason: str) -> Process:
@@ -240,4 +239,4 @@ class Rollout:
         return any(pod.version == version for pod in self._pods.alive)
 
     def _served(self, version: int, rule: Analysis) -> Served:
-        return Served.of(self._pods.shown(version), self._pods.lost.get(version, 0), rule.latency)
+        return served(self._pods.shown(version), self._pods.lost.get(version, 0), rule.latency)

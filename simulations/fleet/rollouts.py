@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from serving.gateway.analysis import Analysis
 from serving.values import Value
-from simulations.fleet.analysis import Analysis
 
 OLD, NEW = 0, 1
 """Versions of what is served."""
