@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import gateway
+from serving.cli import gateway, rollout
 
 app = typer.Typer(
     name="serving",
@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(gateway.app)
+app.add_typer(rollout.app, name="rollout")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from serving.gateway.forward import Forwarder
 from serving.gateway.keys import Keys
 from serving.gateway.logger import Logger, configure, logger
 from serving.gateway.metrics import Metrics
+from serving.gateway.rollout import Rollouts, RolloutState, open_store
 from serving.gateway.settings import Settings
 from serving.gateway.spare import Spare
 from serving.gateway.store import MemoryStore, RedisStore, Store
@@ -174,7 +175,28 @@ class _Steady:
 async def _traffic(
     settings: Settings, fleet: Fleet, metrics: Metrics, stack: contextlib.AsyncExitStack
 ) -> Traffic:
-    return _Steady(settings.first_stable)
+    """Rollouts, where there is a place to remember them."""
+    if settings.redis_url is None and settings.state_file is None:
+        return _Steady(settings.first_stable)
+
+    def changed(before: RolloutState | None, after: RolloutState) -> None:
+        shares = {after.stable: 1.0 - after.share}
+        if after.candidate is not None:
+            shares[after.candidate] = after.share
+        for track in settings.tracks:
+            metrics.share.labels(track).set(shares.get(track, 0.0))
+        if before is not None and after.phase == "rolled_back":
+            metrics.rollbacks.inc()
+
+    rollouts = Rollouts(
+        open_store(settings.redis_url, settings.state_file),
+        stable=settings.first_stable,
+        healthy=lambda: {track: fleet.ready(track) for track in settings.tracks},
+        on_change=changed,
+    )
+    await rollouts.start()
+    stack.push_async_callback(rollouts.stop)
+    return rollouts
 
 
 async def _knowledge(settings: Settings, stack: contextlib.AsyncExitStack) -> Passages | None:
