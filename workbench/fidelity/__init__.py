@@ -1,7 +1,8 @@
 """Fidelity: is what the twin says of loads that it was not fitted to what real vLLM does?"""
 
 from workbench.fidelity.loads import FidelityStudy, Loads
+from workbench.fidelity.measuring import Runs, measure_loads
 from workbench.fidelity.result import Fidelity
 from workbench.fidelity.run import fidelity
 
-__all__ = ["Fidelity", "FidelityStudy", "Loads", "fidelity"]
+__all__ = ["Fidelity", "FidelityStudy", "Loads", "Runs", "fidelity", "measure_loads"]
