@@ -106,11 +106,12 @@ def figures(table: pd.DataFrame) -> list[go.Figure]:
             error_y=None if name in most else {"array": 100 * spread},
         )
     theme.limit_line(shares, 100 * CLAIM, f"the article: {CLAIM:.0%}")
-    milliseconds = 1e3 * open_[["ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s"]]
+    latencies = ["ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s"]
+    milliseconds = 1e3 * open_[latencies]
     axis = theme.log_axis("ms", milliseconds.to_numpy().ravel())
     latency = theme.canvas("Latency by load", rates, axis)
     looks = theme.looks(["TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99"])
-    for (name, look), metric in zip(looks.items(), milliseconds, strict=True):
+    for (name, look), metric in zip(looks.items(), latencies, strict=True):
         latency.add_scatter(
             x=open_["rate_rps"],
             y=milliseconds[metric],

@@ -39,6 +39,7 @@ from workbench.cli.loads import (
 if TYPE_CHECKING:
     from simulations.latency import LatencyModel
     from simulations.traffic import Replay
+    from workbench.fidelity import Fidelity
 
 app = typer.Typer()
 
@@ -47,7 +48,8 @@ app = typer.Typer()
     epilog="Examples: workbench fidelity --repeats 3 · "
     "workbench fidelity --latency runs/fit/baseline.json --shares 0.2,0.5,0.8 --strict · "
     "workbench fidelity --trace azure.csv --length-divisor 8 --prompt-tokens 50-300 · "
-    "workbench fidelity --url http://HOST:8000 --measured loads/ --capacity-rps 20"
+    "workbench fidelity --url http://HOST:8000 --measured loads/ --capacity-rps 20 · "
+    "workbench fidelity --compare experiments/results/h100/fidelity"
 )
 @guarded
 def fidelity(
@@ -93,9 +95,10 @@ def fidelity(
     measure_only: Annotated[
         bool, typer.Option("--measure-only", help="Leave the comparison to another call.")
     ] = False,
-    compare_only: Annotated[
-        bool, typer.Option("--compare-only", help="Compare the runs that lie there: no server.")
-    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Folder of runs, from here or elsewhere: compare what lies there."),
+    ] = None,
     time_limit_s: Annotated[
         float | None, typer.Option(help="Begin no run that would not end by then; go on later.")
     ] = None,
@@ -112,10 +115,10 @@ def fidelity(
     Poisson loads at shares of the capacity, and an excerpt of a trace if one is given, are sent to a
     vLLM server several times; the twin gets the same arrivals and lengths. Finished runs are kept.
     """
-    if measure_only and compare_only:
-        raise InputError(
-            "--measure-only and --compare-only exclude each other", remedy="Leave out one of them."
-        )
+    if compare is not None:
+        fitted = _fitted(workdir, latency, measured, None, force=force)
+        _compare(workdir, compare, fitted, force=force, strict=strict, as_json=as_json)
+        return
     target = Target.of(
         workdir, url=url, served_name=served_name, model=model, variant=variant, engine=engine
     )
@@ -123,7 +126,6 @@ def fidelity(
     from workbench.fidelity import fidelity as compare_twin
     from workbench.fidelity.run import points_table
     from workbench.measure.points import start_server
-    from workbench.report.fidelity_figures import fidelity_page
 
     study = FidelityStudy(
         prompt_tokens=lengths_of("--prompt-tokens", prompt_tokens),
@@ -159,11 +161,33 @@ def fidelity(
         if measure_only:
             runs = measure_loads(study, target.variant, fitted, **options)
         else:
-            found = compare_twin(study, target.variant, fitted, only_kept=compare_only, **options)
-            page = fidelity_page(found, folder / "fidelity.html")
+            found = compare_twin(study, target.variant, fitted, **options)
     if measure_only:
         show(points_table(runs.of_loads), as_json=as_json)
-        return
+    else:
+        _tell(found, folder, strict=strict, as_json=as_json)
+
+
+def _compare(
+    workdir: Path,
+    folder: Path,
+    latency: LatencyModel | None,
+    *,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    from workbench.fidelity import compare_kept
+
+    with display(workdir, f"Twin against {folder}", as_json=as_json):
+        found = compare_kept(folder, latency, force=force)
+    _tell(found, folder, strict=strict, as_json=as_json)
+
+
+def _tell(found: Fidelity, folder: Path, *, strict: bool, as_json: bool) -> None:
+    from workbench.report.fidelity_figures import fidelity_page
+
+    page = fidelity_page(found, folder / "fidelity.html")
     show(found.rows if as_json else found.table(), as_json=as_json)
     if not as_json:
         typer.echo(str(found))

@@ -84,7 +84,7 @@ def measure_loads(
             latency, jobs = model_of(calibration, seed=study.seed), []
         loads = Loads.of(study, latency, engine_args, folder)
         doubts = beyond(latency, loads, engine_args, force=force)
-        for workload in loads.workloads.values():
+        for workload in () if only_kept else loads.workloads.values():
             requests_for(variant, workload, engine_args)  # refuse before an engine is started
         points = load_points(loads, variant, engine_args)
         jobs = mixed(jobs, [_Job(point, folder, usable) for point in points])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from serving.errors import MeasurementError
+from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
 from serving.values import Estimate
 from simulations.engine import estimate, simulate_replica
@@ -105,6 +105,32 @@ def fidelity(
     )
     found.write(folder)
     return found
+
+
+def compare_kept(
+    folder: Path, latency: LatencyModel | None = None, *, force: bool = False
+) -> Fidelity:
+    """Compare the twin with the runs that lie in a folder, whole or not: nothing is measured.
+
+    Args:    latency: None fits to what lies in folder/calibration.
+    Raises:  InputError: no loads lie there.
+             MeasurementError, ExtrapolationError: as `fidelity`.
+    """
+    heads = sorted(folder.glob("*/measurement.json"))
+    if not (folder / "loads.json").exists() or not heads:
+        raise InputError(
+            f"{folder} holds no runs of loads", remedy="Measure some: `workbench fidelity`."
+        )
+    first = Measurement.read(heads[0].parent)
+    return fidelity(
+        Loads.read(folder / "loads.json").study,
+        first.variant,
+        latency,
+        engine_args=first.engine,
+        folder=folder,
+        force=force,
+        only_kept=True,
+    )
 
 
 def points_table(runs: Sequence[Measurement]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from serving.plan import EngineArgs, Variant
 from simulations.bounds import saturation_rps
 from simulations.latency import Coefficients, ColdStart, FittedRange, LatencyModel
 from simulations.traffic import Fixed, LogNormal, Replay, Uniform, Workload
-from workbench.fidelity import Fidelity, FidelityStudy, Loads, fidelity, measure_loads
+from workbench.fidelity import Fidelity, FidelityStudy, Loads, compare_kept, fidelity, measure_loads
 from workbench.measure import FakeEngine, Request, Run
 from workbench.measure.fake import StepTime
 from workbench.model import shipped_checkpoint
@@ -335,12 +335,12 @@ def test_measured_here_and_compared_elsewhere(tmp_path: Path) -> None:
     assert (len(runs.fitted_to), len(runs.of_loads)) == (0, 6)
     assert not (tmp_path / "fidelity.json").exists()
     (tmp_path / "bf16-80pct-repeat2" / "measurement.json").unlink()
-    start = Started()
-    found = tried(tmp_path, model(), study=study, start=start, only_kept=True)
-    assert start.engines == []
+    found = compare_kept(tmp_path, model())
     assert found.rows.groupby("load", sort=False)["repeats"].first().tolist() == [3, 2]
     with pytest.raises(MeasurementError, match="holds no run of these loads"):
         tried(tmp_path / "empty", model(), study=study, only_kept=True)
+    with pytest.raises(InputError, match="holds no runs of loads"):
+        compare_kept(tmp_path / "elsewhere")
 
 
 def test_a_trace_is_played_as_it_is_and_alone(tmp_path: Path) -> None:
