@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from benchmarks.client import dummy_server
+from experiments import __file__ as experiments_file
 from serving.errors import InputError
 from serving.plan import Variant
 from simulations.traffic import ClosedLoop, LogNormal, Uniform
 from workbench.cli.loads import Target, workload_of
 from workbench.model import shipped_checkpoint
 from workbench.track import list_runs
+
+H100 = Path(experiments_file).parent / "results" / "h100"
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +144,27 @@ def test_a_closed_loop_has_no_rate_and_no_warm_up() -> None:
     assert found.output_tokens == LogNormal(median_tokens=8, mean_tokens=16, max_tokens=64)
     with pytest.raises(InputError, match="exclude each other"):
         workload_of(trace=Path("a.csv"), rate=3)
+
+
+def test_loads_are_measured_for_a_comparison_elsewhere(
+    urls: tuple[str, str], tmp_path: Path
+) -> None:
+    known = json.loads((H100 / "fidelity" / "fidelity.json").read_text())["latency"]
+    (tmp_path / "h100.json").write_text(json.dumps(known))
+    command = ("fidelity", "--url", urls[0], "--latency", str(tmp_path / "h100.json"))
+    loads = ("--capacity-rps", "20", "--shares", "0.5", "--repeats", "2", "--duration-s", "3")
+    options = (*command, *loads, "--least-requests", "20", "--warmup-s", "0.5", "--force")
+    stopped = workbench(*options, "--measure-only", "--time-limit-s", "1", workdir=tmp_path)
+    assert stopped.returncode == 2
+    assert "time limit came after 0 of 2 runs" in stopped.stderr
+    measured = workbench(*options, "--measure-only", "--json", workdir=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    assert [run["load"] for run in json.loads(measured.stdout)] == ["50%", "50%"]
+    folder = tmp_path / "fidelity" / "demo"
+    assert not (folder / "fidelity.json").exists()
+    again = ("fidelity", "--compare", str(folder), *command[3:], "--force", "--json")
+    compared = workbench(*again, workdir=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    cells = {cell["metric"]: cell for cell in json.loads(compared.stdout)}
+    assert cells["tpot_p50_s"]["measured"] == pytest.approx(0.01, rel=0.1)
+    assert cells["tpot_p50_s"]["repeats"] == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,7 @@ from workbench.cli.loads import (
 if TYPE_CHECKING:
     from simulations.latency import LatencyModel
     from simulations.traffic import Replay
+    from workbench.fidelity import Fidelity
 
 app = typer.Typer()
 
@@ -47,7 +48,8 @@ app = typer.Typer()
     epilog="Examples: workbench fidelity --repeats 3 · "
     "workbench fidelity --latency runs/fit/baseline.json --shares 0.2,0.5,0.8 --strict · "
     "workbench fidelity --trace azure.csv --length-divisor 8 --prompt-tokens 50-300 · "
-    "workbench fidelity --url http://HOST:8000 --measured loads/ --capacity-rps 20"
+    "workbench fidelity --url http://HOST:8000 --measured loads/ --capacity-rps 20 · "
+    "workbench fidelity --compare experiments/results/h100/fidelity"
 )
 @guarded
 def fidelity(
@@ -79,6 +81,9 @@ def fidelity(
     trace_share: Annotated[
         float, typer.Option(help="Of the capacity: at which speed the trace is played.")
     ] = 0.6,
+    trace_speedup: Annotated[
+        float | None, typer.Option(help="Instead of a share: so many times as fast as recorded.")
+    ] = None,
     length_divisor: Divisor = 1.0,
     duration_s: Duration = 30.0,
     least_requests: Annotated[
@@ -87,6 +92,16 @@ def fidelity(
     warmup_s: Warmup = 3.0,
     repeats: Annotated[int, typer.Option(min=1, help="Of each load, interleaved.")] = 3,
     seed: LoadSeed = 0,
+    measure_only: Annotated[
+        bool, typer.Option("--measure-only", help="Leave the comparison to another call.")
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Folder of runs, from here or elsewhere: compare what lies there."),
+    ] = None,
+    time_limit_s: Annotated[
+        float | None, typer.Option(help="Begin no run that would not end by then; go on later.")
+    ] = None,
     force: Force = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 where a cell misses its target.")
@@ -100,21 +115,31 @@ def fidelity(
     Poisson loads at shares of the capacity, and an excerpt of a trace if one is given, are sent to a
     vLLM server several times; the twin gets the same arrivals and lengths. Finished runs are kept.
     """
+    if compare is not None:
+        fitted = _fitted(workdir, latency, measured, None, force=force)
+        _compare(workdir, compare, fitted, force=force, strict=strict, as_json=as_json)
+        return
     target = Target.of(
         workdir, url=url, served_name=served_name, model=model, variant=variant, engine=engine
     )
-    from workbench.fidelity import FidelityStudy
+    from workbench.fidelity import FidelityStudy, measure_loads
     from workbench.fidelity import fidelity as compare_twin
+    from workbench.fidelity.run import points_table
     from workbench.measure.points import start_server
-    from workbench.report.fidelity_figures import fidelity_page
 
     study = FidelityStudy(
         prompt_tokens=lengths_of("--prompt-tokens", prompt_tokens),
         output_tokens=lengths_of("--output-tokens", output_tokens),
-        shares=numbers("--shares", shares) or (),
+        shares=(numbers("--shares", shares) or ()) if shares else (),
         capacity_rps=capacity_rps,
-        replay=_replay(trace, trace_start_s, length_divisor, target.engine_args.max_model_len),
-        replay_share=trace_share,
+        replay=_replay(
+            trace,
+            trace_start_s,
+            None if trace_speedup is None else (trace_speedup, trace_speedup * duration_s),
+            length_divisor,
+            target.engine_args.max_model_len,
+        ),
+        replay_share=trace_share if trace_speedup is None else None,
         duration_s=duration_s,
         least_requests=least_requests,
         warmup_s=warmup_s,
@@ -123,18 +148,46 @@ def fidelity(
     )
     fitted = _fitted(workdir, latency, measured, variant, force=force)
     folder = workdir / "fidelity" / name
-    with display(workdir, "Twin against server", as_json=as_json) as on_progress:
-        found = compare_twin(
-            study,
-            target.variant,
-            fitted,
-            engine_args=target.engine_args,
-            folder=folder,
-            start=target.start or start_server,
-            force=force,
-            on_progress=on_progress,
-        )
-        page = fidelity_page(found, folder / "fidelity.html")
+    options: dict[str, Any] = {
+        "engine_args": target.engine_args,
+        "folder": folder,
+        "start": target.start or start_server,
+        "force": force,
+        "time_limit_s": time_limit_s,
+    }
+    title = "Loads on a server" if measure_only else "Twin against server"
+    with display(workdir, title, as_json=as_json) as on_progress:
+        options["on_progress"] = on_progress
+        if measure_only:
+            runs = measure_loads(study, target.variant, fitted, **options)
+        else:
+            found = compare_twin(study, target.variant, fitted, **options)
+    if measure_only:
+        show(points_table(runs.of_loads), as_json=as_json)
+    else:
+        _tell(found, folder, strict=strict, as_json=as_json)
+
+
+def _compare(
+    workdir: Path,
+    folder: Path,
+    latency: LatencyModel | None,
+    *,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    from workbench.fidelity import compare_kept
+
+    with display(workdir, f"Twin against {folder}", as_json=as_json):
+        found = compare_kept(folder, latency, force=force)
+    _tell(found, folder, strict=strict, as_json=as_json)
+
+
+def _tell(found: Fidelity, folder: Path, *, strict: bool, as_json: bool) -> None:
+    from workbench.report.fidelity_figures import fidelity_page
+
+    page = fidelity_page(found, folder / "fidelity.html")
     show(found.rows if as_json else found.table(), as_json=as_json)
     if not as_json:
         typer.echo(str(found))
@@ -145,8 +198,17 @@ def fidelity(
         leave(1)
 
 
-def _replay(trace: Path | None, start_s: float, divisor: float, context: int) -> Replay | None:
-    """The trace from a time on, its requests cut to what the engine can hold."""
+def _replay(
+    trace: Path | None,
+    start_s: float,
+    as_it_is: tuple[float, float] | None,
+    divisor: float,
+    context: int,
+) -> Replay | None:
+    """The trace from a time on, its requests cut to what the engine can hold.
+
+    Args:    as_it_is: speed-up and length of the window; None leaves both to the study.
+    """
     from simulations.traffic import Replay
 
     if trace is None:
@@ -154,6 +216,7 @@ def _replay(trace: Path | None, start_s: float, divisor: float, context: int) ->
     return Replay.of(
         trace,
         start_s=start_s,
+        **dict(zip(("speedup", "length_s"), as_it_is or (), strict=False)),
         length_divisor=divisor,
         spread_ticks=True,
         max_prompt_tokens=3 * context // 4,

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from serving.errors import InputError
 from serving.plan import EngineArgs
@@ -26,7 +26,7 @@ class FidelityStudy(Value):
     prompt_tokens: Lengths
     output_tokens: Lengths
     shares: tuple[float, ...] = (0.2, 0.5, 0.8, 0.95, 1.1)
-    """Of the capacity: Poisson loads."""
+    """Of the capacity: Poisson loads; none where a trace is all that is played."""
     capacity_rps: float | None = Field(None, gt=0)
     """As measured; None takes the twin's (`saturation_rps`)."""
     replay: Replay | None = None
@@ -51,9 +51,15 @@ class FidelityStudy(Value):
     @field_validator("shares")
     @classmethod
     def _positive(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if not shares or min(shares) <= 0 or len(set(shares)) < len(shares):
-            raise ValueError(f"shares(={shares}) must be one or more, each > 0 and once")
+        if min(shares, default=1.0) <= 0 or len(set(shares)) < len(shares):
+            raise ValueError(f"shares(={shares}) must be > 0, each once")
         return shares
+
+    @model_validator(mode="after")
+    def _has_loads(self) -> Self:
+        if not self.shares and self.replay is None:
+            raise ValueError("shares(=()) must be one or more where no trace is played")
+        return self
 
     def target(self, metric: str) -> float:
         """The relative error that counts as right."""

@@ -1,42 +1,34 @@
-"""Send loads to a real server, give the twin the same ones, and compare."""
+"""Send loads to a real server (measuring.py), give the twin the same ones, and compare."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from serving.errors import MeasurementError
+from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
 from serving.values import Estimate
 from simulations.engine import estimate, simulate_replica
 from simulations.latency import LatencyModel
-from simulations.limits import check_range
 from simulations.predict import output_tokens_per_s
 from simulations.traffic import Workload
 from simulations.uncertainty import with_draws
 from workbench.agreement import compare
-from workbench.fidelity.calibrate import calibration_points, model_of
+from workbench.fidelity.calibrate import model_of
 from workbench.fidelity.loads import FidelityStudy, Loads
+from workbench.fidelity.measuring import beyond, measure_loads, usable
 from workbench.fidelity.result import Fidelity
-from workbench.measure.capacity import lazily
-from workbench.measure.engine import Engine, OnProgress
+from workbench.measure.engine import OnProgress
 from workbench.measure.measurement import Measurement
-from workbench.measure.points import Point, StartEngine, once, part, start_server
-from workbench.measure.prompts import requests_for
-from workbench.measure.validity import NOT_STEADY
+from workbench.measure.points import StartEngine, part, start_server
 
-T = TypeVar("T")
 PERCENTILES = (50, 95, 99)
 _LATENCIES = ("ttft", "tpot", "e2e")
 _NOISE_SEEDS = range(10)
-_BELONGS = (NOT_STEADY, "too short", "preemptions")
-"""Marks of what a server near its capacity does, and the twin with it."""
 
 
 def fidelity(
@@ -48,6 +40,8 @@ def fidelity(
     folder: Path,
     start: StartEngine = start_server,
     force: bool = False,
+    only_kept: bool = False,
+    time_limit_s: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Fidelity:
     """Compare the twin with a server on loads that its model was not fitted to.
@@ -67,39 +61,39 @@ def fidelity(
     Args:    latency: fitted to other loads; None fits one first, on the same server.
              start: how to get at an engine.
              force: also use what cannot be trusted or lies beyond what was fitted, and say so.
+             only_kept, time_limit_s: as in `measure_loads`.
     Raises:  InputError: loads that the engine cannot hold.
              ExtrapolationError: loads far outside what the model was fitted to.
-             MeasurementError: no run for the fit can be trusted.
+             MeasurementError: no run for the fit can be trusted, or there was no time for all.
     """
     engine_args = engine_args.serving(variant)
-    asked = [] if latency else list(calibration_points(variant, engine_args, seed=study.seed))
-    calibration = [_Job(point, folder / "calibration") for point in asked]
-    with ExitStack() as stack:
-        engine = lazily(stack, variant, engine_args, start, folder)
-        begins = 0.0
-        if calibration and not study.settled:
-            begins, progress = 0.25, part(on_progress, 0.0, 0.25)
-            latency = model_of(_measured(calibration, engine, progress), seed=study.seed)
-            calibration = []
-        loads = Loads.of(study, latency, engine_args, folder)
-        doubts = _beyond(latency, loads, engine_args, force=force)
-        for workload in loads.workloads.values():
-            requests_for(variant, workload, engine_args)  # refuse before an engine is started
-        jobs = mixed(
-            calibration, [_Job(p, folder, usable) for p in load_points(loads, variant, engine_args)]
-        )
-        measured = _measured(jobs, engine, part(on_progress, begins, 0.97))
+    measured = measure_loads(
+        study,
+        variant,
+        latency,
+        engine_args=engine_args,
+        folder=folder,
+        start=start,
+        force=force,
+        only_kept=only_kept,
+        time_limit_s=time_limit_s,
+        on_progress=part(on_progress, 0.0, 0.97),
+    )
     if on_progress is not None:
         on_progress("asking the twin", 0.97)
-    runs = [m for job, m in zip(jobs, measured, strict=True) if job.folder == folder]
+    loads, runs, doubts = measured.loads, measured.of_loads, list(measured.doubts)
+    latency = measured.latency
+    if not runs:
+        raise MeasurementError(
+            f"{folder} holds no run of these loads", remedy="Measure first, with the same options."
+        )
     if latency is None:
-        fitted_to = [m for job, m in zip(jobs, measured, strict=True) if job.folder != folder]
-        latency = model_of(fitted_to, seed=study.seed)
-        doubts = _beyond(latency, loads, engine_args, force=force)
+        latency = model_of(measured.fitted_to, seed=study.seed)
+        doubts = beyond(latency, loads, engine_args, force=force)
     left_out = [f"{m.name}: {why}" for m in runs for why in m.invalid if not (force or usable(m))]
     doubts += [f"{m.name}: {why}" for m in runs for why in m.invalid if force and not usable(m)]
     kept = [m for m in runs if force or usable(m)]
-    points = pd.DataFrame([_point(loads, m) for m in kept])
+    points = points_table(kept)
     found = Fidelity(
         loads=loads,
         rows=_rows(loads, latency, engine_args, points),
@@ -113,72 +107,38 @@ def fidelity(
     return found
 
 
-def usable(measured: Measurement) -> bool:
-    """Whether nothing speaks against a run but what belongs to its load."""
-    return all(any(mark in reason for mark in _BELONGS) for reason in measured.invalid)
+def compare_kept(
+    folder: Path, latency: LatencyModel | None = None, *, force: bool = False
+) -> Fidelity:
+    """Compare the twin with the runs that lie in a folder, whole or not: nothing is measured.
 
-
-@dataclass(frozen=True)
-class _Job:
-    """A point, where it is kept, and whether what came of it will do."""
-
-    point: Point
-    folder: Path
-    usable: Callable[[Measurement], bool] = lambda measured: not measured.invalid
-
-
-def _measured(
-    jobs: Sequence[_Job], engine: Callable[[], Engine], on_progress: OnProgress | None
-) -> list[Measurement]:
-    return [
-        once(
-            job.point,
-            engine,
-            job.folder,
-            usable=job.usable,
-            on_progress=part(on_progress, number / len(jobs), (number + 1) / len(jobs)),
-        )
-        for number, job in enumerate(jobs)
-    ]
-
-
-def mixed(*queues: Sequence[T]) -> list[T]:
-    """Several queues as one, each in its order and spread evenly over the whole."""
-    placed = [((i + 0.5) / len(queue), one) for queue in queues for i, one in enumerate(queue)]
-    return [one for _, one in sorted(placed, key=lambda place: place[0])]
-
-
-def load_points(loads: Loads, variant: Variant, engine_args: EngineArgs) -> list[Point]:
-    """Every load once, then all of them backwards, and so on."""
-    names = list(loads.workloads)
-    return [
-        Point(_named(variant, name, repeat), variant, loads.workloads[name], "server", engine_args)
-        for repeat in range(loads.study.repeats)
-        for name in (reversed(names) if repeat % 2 else names)
-    ]
-
-
-def _beyond(
-    latency: LatencyModel | None, loads: Loads, engine_args: EngineArgs, *, force: bool
-) -> list[str]:
-    """What a model was not fitted to, or was fitted to as well; nothing while there is none.
-
-    Raises:  ExtrapolationError: loads far outside what the model was fitted to.
+    Args:    latency: None fits to what lies in folder/calibration.
+    Raises:  InputError: no loads lie there.
+             MeasurementError, ExtrapolationError: as `fidelity`.
     """
-    if latency is None:
-        return []
-    doubts = [*latency.doubts, *_fitted_too(latency, loads)]
-    for workload in loads.workloads.values():
-        doubts += check_range(latency, engine_args, workload, force=force)
-    return doubts
+    heads = sorted(folder.glob("*/measurement.json"))
+    if not (folder / "loads.json").exists() or not heads:
+        raise InputError(
+            f"{folder} holds no runs of loads", remedy="Measure some: `workbench fidelity`."
+        )
+    first = Measurement.read(heads[0].parent)
+    return fidelity(
+        Loads.read(folder / "loads.json").study,
+        first.variant,
+        latency,
+        engine_args=first.engine,
+        folder=folder,
+        force=force,
+        only_kept=True,
+    )
 
 
-def _named(variant: Variant, load: str, repeat: int) -> str:
-    return f"{variant.name}-{load.replace('%', 'pct')}-repeat{repeat}"
+def points_table(runs: Sequence[Measurement]) -> pd.DataFrame:
+    """One row per run: what it showed, and which load and repeat it was."""
+    return pd.DataFrame([_point(measured) for measured in runs])
 
 
-def _point(loads: Loads, measured: Measurement) -> dict[str, Any]:
-    """What one run showed, and which load and repeat it was."""
+def _point(measured: Measurement) -> dict[str, Any]:
     _, load, repeat = measured.name.rsplit("-", 2)
     done = measured.latencies()
     return {
@@ -243,17 +203,6 @@ def _rows(
             "no run of any load can be trusted", remedy="Measure again on a quiet machine."
         )
     return pd.concat(tables, ignore_index=True)
-
-
-def _fitted_too(latency: LatencyModel, loads: Loads) -> list[str]:
-    """Lengths that were fitted as well: what is then tested is less than it seems."""
-    schedule = next(iter(loads.workloads.values())).schedule()
-    drawn = len({*zip(schedule.prompt_tokens, schedule.output_tokens, strict=True)}) > 1
-    mean = f"{schedule.prompt_tokens.mean():.0f}/{schedule.output_tokens.mean():.0f}"
-    known = {shape.split()[0] for shape in latency.shapes}
-    if ("~" if drawn else "") + mean in known:
-        return [f"the model was fitted to lengths like these ({mean} tokens) as well"]
-    return []
 
 
 def _other_cache(latency: LatencyModel, measured: Measurement) -> list[str]:

@@ -52,6 +52,9 @@ class Study(Value):
     """Open Poisson loops, in server mode."""
     duration_s: float = Field(60.0, gt=0)
     warmup_s: float = Field(5.0, ge=0)
+    least_requests: int = Field(0, ge=0)
+    """A slow load goes on beyond duration_s until so many are counted in the mean, a closed loop until
+    so many are sent."""
     repeats: int = Field(1, ge=1)
     take_turns: bool = False
     """Variants take turns: each repeat of a variant gets an engine of its own, so that a slow spell of
@@ -137,15 +140,16 @@ class Study(Value):
         lengths = f"{shared}+{prompt}x{output}" if shared else f"{prompt}x{output}"
         prefix = SharedPrefix(tokens=Fixed(tokens=shared)) if shared else None
         for users in self.concurrency:
-            load = batch_load(users, prompt, output, self.seed + repeat)
+            load = batch_load(users, prompt, output, self.seed + repeat, self.least_requests)
             yield f"{lengths}-batch{users}-repeat{repeat}", load.at(shared_prefix=prefix)
         for rate_rps in self.rates_rps:
+            least_s = self.warmup_s + self.least_requests / rate_rps
             load = Workload(
                 arrivals=Poisson(rate_rps=rate_rps),
                 prompt_tokens=Fixed(tokens=prompt),
                 output_tokens=Fixed(tokens=output),
                 shared_prefix=prefix,
-                duration_s=self.duration_s,
+                duration_s=max(self.duration_s, round(least_s, 3)),
                 warmup_s=self.warmup_s,
                 seed=self.seed + repeat,
             )

@@ -76,10 +76,13 @@ def sweep_batches(
     return found
 
 
-def batch_load(concurrency: int, prompt_tokens: int, output_tokens: int, seed: int) -> Workload:
+def batch_load(
+    concurrency: int, prompt_tokens: int, output_tokens: int, seed: int, least_requests: int = 4
+) -> Workload:
     """A closed loop in which every user sends at least two requests."""
+    requests = max(2 * concurrency, 4, least_requests)
     return Workload(
-        arrivals=ClosedLoop(concurrency=concurrency, requests=max(2 * concurrency, 4)),
+        arrivals=ClosedLoop(concurrency=concurrency, requests=requests),
         prompt_tokens=Fixed(tokens=prompt_tokens),
         output_tokens=Fixed(tokens=output_tokens),
         seed=seed,

@@ -16,7 +16,7 @@ from serving.plan import EngineArgs, Variant
 from simulations.bounds import saturation_rps
 from simulations.latency import Coefficients, ColdStart, FittedRange, LatencyModel
 from simulations.traffic import Fixed, LogNormal, Replay, Uniform, Workload
-from workbench.fidelity import Fidelity, FidelityStudy, Loads, fidelity
+from workbench.fidelity import Fidelity, FidelityStudy, Loads, compare_kept, fidelity, measure_loads
 from workbench.measure import FakeEngine, Request, Run
 from workbench.measure.fake import StepTime
 from workbench.model import shipped_checkpoint
@@ -311,3 +311,48 @@ def test_calibration_and_loads_take_turns_where_the_loads_are_settled(tmp_path: 
     assert len(of_calibration) == 13 + 6
     for half in (of_calibration[:9], of_calibration[9:]):
         assert sum(half) in (6, 7)
+
+
+def test_what_the_time_limit_left_out_is_done_by_the_next_call(tmp_path: Path) -> None:
+    """A load of 20 s does not fit into 15; what was done before stays."""
+    given = STUDY.model_copy(update={"capacity_rps": 30.0, "shares": (0.4,)})
+    once, twice = (given.model_copy(update={"repeats": n}) for n in (1, 2))
+    tried(tmp_path, model(), study=once, time_limit_s=25.0)
+    kept = {head: head.stat().st_mtime_ns for head in tmp_path.rglob("measurement.json")}
+    assert len(kept) == 1
+    with pytest.raises(MeasurementError, match="time limit came after 1 of 2 runs"):
+        tried(tmp_path, model(), study=twice, time_limit_s=15.0)
+    assert len(tried(tmp_path, model(), study=twice).points) == 2
+    assert {head: head.stat().st_mtime_ns for head in kept} == kept
+
+
+def test_measured_here_and_compared_elsewhere(tmp_path: Path) -> None:
+    """What lies there is compared, whole or not, and no engine is started."""
+    study = STUDY.model_copy(update={"capacity_rps": 30.0, "shares": (0.4, 0.8)})
+    runs = measure_loads(
+        study, VARIANT, model(), engine_args=ENGINE, folder=tmp_path, start=Started()
+    )
+    assert (len(runs.fitted_to), len(runs.of_loads)) == (0, 6)
+    assert not (tmp_path / "fidelity.json").exists()
+    (tmp_path / "bf16-80pct-repeat2" / "measurement.json").unlink()
+    found = compare_kept(tmp_path, model())
+    assert found.rows.groupby("load", sort=False)["repeats"].first().tolist() == [3, 2]
+    with pytest.raises(MeasurementError, match="holds no run of these loads"):
+        tried(tmp_path / "empty", model(), study=study, only_kept=True)
+    with pytest.raises(InputError, match="holds no runs of loads"):
+        compare_kept(tmp_path / "elsewhere")
+
+
+def test_a_trace_is_played_as_it_is_and_alone(tmp_path: Path) -> None:
+    trace = pd.DataFrame(
+        {"arrived_at": np.arange(300) * 0.5, "prompt_tokens": 40, "output_tokens": 10}
+    )
+    trace.to_parquet(tmp_path / "trace.parquet", index=False)
+    replay = Replay.of(tmp_path / "trace.parquet", start_s=50, length_s=40, speedup=4)
+    changed = {"shares": (), "replay": replay, "replay_share": None, "capacity_rps": 30.0}
+    study = STUDY.model_copy(update=changed | {"repeats": 1, "warmup_s": 1.0})
+    assert study.settled
+    found = tried(tmp_path / "found", model(), study=study)
+    assert list(found.loads.workloads) == ["replay"]
+    assert found.loads.workloads["replay"].duration_s == pytest.approx(10.0)
+    assert found.points["requests"].tolist() == [72]
