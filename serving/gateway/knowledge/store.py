@@ -189,7 +189,7 @@ class Knowledge:
                 return False
             where = f'source_id == "{source_id_of(tenant, source)}"'
             async with self._changing(True):
-                await self._do(lambda c, n: c.delete(n, filter=where))
+                await self._delete(where)
         return True
 
     async def sources(self, tenant: str | None = None) -> tuple[Source, ...]:
@@ -217,7 +217,7 @@ class Knowledge:
         self, vector: list[float], tenant: str, top_k: int, *, time_limit_s: float
     ) -> Sequence[Any]:
         owners = json.dumps(sorted({owner_of(tenant), owner_of(SHARED)}))
-        hits = await self._collection.call(
+        hits: Sequence[Sequence[Any]] = await self._collection.call(
             lambda client, name: client.search(
                 name,
                 [vector],
@@ -230,7 +230,7 @@ class Knowledge:
             [[]],
             time_limit_s=time_limit_s,
         )
-        return list(hits[0])
+        return hits[0]
 
     async def _write(
         self, group: list[tuple[Document, list[Chunk]]], digests: dict[str, str], tenant: str
@@ -251,12 +251,15 @@ class Knowledge:
         for document, chunks in group:
             where = f'source_id == "{source_id_of(tenant, document.source)}"'
             where += f" and position >= {len(chunks)}"
-            await self._do(lambda c, n, where=where: c.delete(n, filter=where))
+            await self._delete(where)
         await self._upsert([row for row in rows if row["position"] == 0])
         return len(rows)
 
     async def _upsert(self, rows: list[dict[str, Any]]) -> None:
         await self._do(lambda c, n: c.upsert(n, rows))
+
+    async def _delete(self, where: str) -> None:
+        await self._do(lambda c, n: c.delete(n, filter=where))
 
     @contextlib.asynccontextmanager
     async def _changing(self, changes: bool) -> AsyncIterator[None]:

@@ -454,6 +454,7 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 async def test_questions_in_other_words_find_the_passage(
     tmp_path: Path, local: LocalEmbedder
 ) -> None:
@@ -468,6 +469,7 @@ async def test_questions_in_other_words_find_the_passage(
     assert sum(rank == 1 for rank in ranks.values()) >= 10, ranks
 
 
+@pytest.mark.slow
 async def test_questions_that_wait_are_embedded_together(local: LocalEmbedder) -> None:
     questions = list(QUESTIONS.values())
     alone = [(await local.embed([question]))[0] for question in questions]
@@ -480,6 +482,7 @@ async def test_questions_that_wait_are_embedded_together(local: LocalEmbedder) -
         assert len(one) == 384
 
 
+@pytest.mark.slow
 async def test_an_embedding_process_that_dies_starts_again(local: LocalEmbedder) -> None:
     await local.embed(["a"])
     assert local._pool is not None
