@@ -3,7 +3,8 @@
 passages.py    what is found, as the model is told it and as the answer cites it
 documents.py   files -> documents        chunks.py   a document -> passages of a few paragraphs
 embeddings.py  texts -> vectors, in a process of its own or by a URL
-milvus.py      the connection: time limit, reconnecting      store.py   Knowledge: add, remove, search
+milvus.py      the connection: time limit, reconnecting      rows.py     documents -> rows of it
+store.py       Knowledge: add, remove, search
 
 Milvus, torch and aiohttp are imported when they are first needed.
 """
@@ -16,13 +17,15 @@ from serving.gateway.knowledge.embeddings import (
     choose_embedder,
 )
 from serving.gateway.knowledge.passages import (
+    Added,
     Document,
     KnowledgeError,
     Passage,
+    Source,
     citations,
     prompt,
 )
-from serving.gateway.knowledge.store import Added, Knowledge, Source
+from serving.gateway.knowledge.store import Knowledge
 
 __all__ = [
     "Added",

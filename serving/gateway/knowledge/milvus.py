@@ -23,18 +23,13 @@ T = TypeVar("T")
 
 _STATE = "state"
 _PARTITIONS = 16
-_SCALARS = {"id": 64, "owner": 64, "source_id": 64, "tenant": 1024, "source": 1024}
+_SCALARS = {"id": 64, "owner": 64, "tenant": 1024, "source": 1024}
 _TEXTS = {"title": 1024, "digest": 64, "text": 65_535}
 
 
 def owner_of(tenant: str) -> str:
     """The partition of a tenant."""
     return sha256(tenant.encode()).hexdigest()[:32]
-
-
-def source_id_of(tenant: str, source: str) -> str:
-    """What the passages of a document share."""
-    return sha256(json.dumps([tenant, source]).encode()).hexdigest()[:32]
 
 
 class Collection:
@@ -205,9 +200,7 @@ class Collection:
 
 
 async def _read_state(client: Any, name: str) -> dict[str, Any] | None:
-    rows = await client.query(
-        name, filter=f'owner == "{_STATE}" and id == "{_STATE}"', output_fields=["text"]
-    )
+    rows = await client.get(name, ids=[_STATE], output_fields=["text"])
     state: dict[str, Any] | None = json.loads(rows[0]["text"]) if rows else None
     return state
 
@@ -227,7 +220,9 @@ def _make_client(uri: str, time_limit_s: float) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if "://" not in uri:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
-    return AsyncMilvusClient(uri, timeout=time_limit_s, dedicated=True)
+    # Milvus Lite hangs up on who pings as often as the client does by default.
+    options = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": False}
+    return AsyncMilvusClient(uri, timeout=time_limit_s, dedicated=True, grpc_options=options)
 
 
 def _release(uri: str) -> None:

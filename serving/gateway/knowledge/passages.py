@@ -44,6 +44,26 @@ class Passage(Value):
     """Cosine of the angle between question and passage, -1 to 1."""
 
 
+class Source(Value):
+    """A document that the knowledge base holds."""
+
+    tenant: str
+    source: str
+    title: str
+    passages: int
+    digest: str
+
+
+class Added(Value):
+    """What `Knowledge.add` did, in documents."""
+
+    added: int
+    replaced: int
+    unchanged: int
+    passages: int
+    """That were embedded and written."""
+
+
 def prompt(passages: Sequence[Passage]) -> str:
     """The system message: the passages with their numbers, and how to cite them."""
     if not passages:

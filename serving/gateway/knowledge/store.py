@@ -7,42 +7,22 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Self
 
 from serving.errors import InputError
 from serving.gateway.knowledge.chunks import Chunk, Chunker
 from serving.gateway.knowledge.embeddings import Embedder
-from serving.gateway.knowledge.milvus import Collection, owner_of, source_id_of
-from serving.gateway.knowledge.passages import Document, KnowledgeError, Passage
-from serving.values import Value
+from serving.gateway.knowledge.milvus import Collection, owner_of
+from serving.gateway.knowledge.passages import Added, Document, KnowledgeError, Passage, Source
+from serving.gateway.knowledge.rows import ROWS_AT_ONCE, check, groups, row_id, rows_of
 
 SHARED = ""
 """The tenant whose documents all tenants find."""
 _WRITE_S = 60.0
-_ROWS_AT_ONCE = 64
+_IDS_AT_ONCE = 1_000
 _HEAD = ["tenant", "source", "title", "digest", "passages"]
-
-
-class Source(Value):
-    """A document that the knowledge base holds."""
-
-    tenant: str
-    source: str
-    title: str
-    passages: int
-    digest: str
-
-
-class Added(Value):
-    """What `Knowledge.add` did, in documents."""
-
-    added: int
-    replaced: int
-    unchanged: int
-    passages: int
-    """That were embedded and written."""
 
 
 class Knowledge:
@@ -54,7 +34,7 @@ class Knowledge:
              embedder: None will do for `sources` and `remove`.
              time_limit_s: of a search, embedding included; longer is a KnowledgeError.
              retry_s: for how long after a failure calls fail at once; also how often the version is
-             read from a server.
+             read.
     """
 
     def __init__(
@@ -92,8 +72,13 @@ class Knowledge:
         return knowledge
 
     async def start(self) -> None:
-        """Load the embedding model, connect, and follow the version from now on."""
-        if self._watch is None and not self._collection.embedded:
+        """Load the embedding model, connect, and follow the version from now on.
+
+        Where it fails all the same goes on by itself: the first search that can answer does.
+
+        Raises:  KnowledgeError: as `open`.
+        """
+        if self._watch is None:
             self._watch = asyncio.create_task(self._follow())
         if self._embedder is not None:
             (vector,) = await self._embed(["ready"])
@@ -112,7 +97,7 @@ class Knowledge:
 
     @property
     def version(self) -> str:
-        """Changes whenever the content does; of a server at most `retry_s` and a round trip old."""
+        """Changes whenever the content does; at most `retry_s` and a round trip old."""
         return self._version
 
     async def search(
@@ -154,11 +139,11 @@ class Knowledge:
                  InputError: a source twice, or a tenant of more than 256 characters.
         """
         documents = list(documents)
-        _check(documents, tenant)
+        check(documents, tenant)
         async with self._writing:
             (probe,) = await self._embed(["dimension"])
             await self._collection.create(len(probe), time_limit_s=_WRITE_S)
-            known = {source.source: source for source in await self.sources(tenant)}
+            known = {source.source: source for source in await self._heads(tenant)}
             digests = {document.source: self._digest(document) for document in documents}
             new = [
                 document
@@ -169,11 +154,11 @@ class Knowledge:
             written = done = 0
             on_progress(0, len(new))
             async with self._changing(bool(new)):
-                for group in _groups([(document, self._chunker.cut(document)) for document in new]):
-                    written += await self._write(group, digests, tenant)
+                for group in groups([(document, self._chunker.cut(document)) for document in new]):
+                    written += await self._write(group, known, digests, tenant)
                     done += len(group)
                     on_progress(done, len(new))
-        replaced = sum(document.source in known for document in new)
+        replaced = sum(bool(known[d.source].digest) for d in new if d.source in known)
         return Added(
             added=len(new) - replaced,
             replaced=replaced,
@@ -184,22 +169,16 @@ class Knowledge:
     async def remove(self, source: str, tenant: str = SHARED) -> bool:
         """Take a document out; False where the tenant has no such source."""
         async with self._writing:
-            held = {found.source for found in await self.sources(tenant)}
+            held = {found.source: found for found in await self._heads(tenant)}
             if source not in held:
                 return False
-            where = f'source_id == "{source_id_of(tenant, source)}"'
             async with self._changing(True):
-                await self._delete(where)
+                await self._delete(tenant, source, range(held[source].passages))
         return True
 
     async def sources(self, tenant: str | None = None) -> tuple[Source, ...]:
         """The documents of a tenant, or of all, by tenant and name."""
-        where = "position == 0" + ("" if tenant is None else f' and owner == "{owner_of(tenant)}"')
-        rows = await self._do(
-            lambda c, n: c.query(n, filter=where, output_fields=_HEAD, consistency_level="Strong")
-        )
-        found = (Source(**{name: row[name] for name in _HEAD}) for row in rows or ())
-        return tuple(sorted(found, key=lambda source: (source.tenant, source.source)))
+        return tuple(source for source in await self._heads(tenant) if source.digest)
 
     # -- within ----------------------------------------------------------------------------------
 
@@ -232,34 +211,54 @@ class Knowledge:
         )
         return hits[0]
 
+    async def _heads(self, tenant: str | None) -> list[Source]:
+        """First passages; without a digest those of documents that are not whole yet."""
+        where = "position == 0" + ("" if tenant is None else f' and owner == "{owner_of(tenant)}"')
+        rows = await self._do(
+            lambda c, n: c.query(n, filter=where, output_fields=_HEAD, consistency_level="Strong")
+        )
+        found = (Source(**{name: row[name] for name in _HEAD}) for row in rows or ())
+        return sorted(found, key=lambda source: (source.tenant, source.source))
+
     async def _write(
-        self, group: list[tuple[Document, list[Chunk]]], digests: dict[str, str], tenant: str
+        self,
+        group: list[tuple[Document, list[Chunk]]],
+        known: dict[str, Source],
+        digests: dict[str, str],
+        tenant: str,
     ) -> int:
-        """Write documents; a head, which says that all is there, comes after everything else."""
+        """Write documents; their heads get a digest, which says that all is there, at the end."""
+        held = {name: source.passages for name, source in known.items()}
         rows = [
             row
             for document, chunks in group
-            for row in _rows(document, chunks, digests[document.source], tenant)
+            for row in rows_of(document, chunks, tenant, held.get(document.source, 0))
         ]
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
             vectors = await self._embed([row.pop("embedded") for row in part])
             for row, vector in zip(part, vectors, strict=True):
                 row["vector"] = vector
-            if tails := [row for row in part if row["position"] > 0]:
-                await self._upsert(tails)
+            await self._upsert(part)
         for document, chunks in group:
-            where = f'source_id == "{source_id_of(tenant, document.source)}"'
-            where += f" and position >= {len(chunks)}"
-            await self._delete(where)
-        await self._upsert([row for row in rows if row["position"] == 0])
+            surplus = range(len(chunks), held.get(document.source, 0))
+            await self._delete(tenant, document.source, surplus)
+        heads = [row for row in rows if row["position"] == 0]
+        for head, (document, chunks) in zip(heads, group, strict=True):
+            head |= {"digest": digests[document.source], "passages": len(chunks)}
+        await self._upsert(heads)
         return len(rows)
 
     async def _upsert(self, rows: list[dict[str, Any]]) -> None:
         await self._do(lambda c, n: c.upsert(n, rows))
 
-    async def _delete(self, where: str) -> None:
-        await self._do(lambda c, n: c.delete(n, filter=where))
+    async def _delete(self, tenant: str, source: str, positions: range) -> None:
+        ids = [row_id(tenant, source, position) for position in positions]
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            await self._delete_ids(ids[start : start + _IDS_AT_ONCE])
+
+    async def _delete_ids(self, ids: list[str]) -> None:
+        await self._do(lambda c, n: c.delete(n, ids=ids))
 
     @contextlib.asynccontextmanager
     async def _changing(self, changes: bool) -> AsyncIterator[None]:
@@ -293,49 +292,3 @@ class Knowledge:
 
 
 _FOUND = ["source", "title", "position", "text"]
-
-
-def _check(documents: list[Document], tenant: str) -> None:
-    if len(tenant) > 256:
-        raise InputError(f"tenant {tenant[:20]!r}... is too long", remedy="Use 256 characters.")
-    sources = set()
-    for document in documents:
-        if not document.text.strip():
-            raise InputError(f"source {document.source!r} has no text", remedy="Leave it out.")
-        if document.source in sources:
-            raise InputError(f"source {document.source!r} is there twice", remedy="Rename one.")
-        sources.add(document.source)
-
-
-def _groups(
-    documents: Sequence[tuple[Document, list[Chunk]]],
-) -> Iterator[list[tuple[Document, list[Chunk]]]]:
-    """Documents in groups of about as many passages as are embedded at once."""
-    group: list[tuple[Document, list[Chunk]]] = []
-    for document, chunks in documents:
-        group.append((document, chunks))
-        if sum(len(chunks) for _, chunks in group) >= _ROWS_AT_ONCE:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _rows(
-    document: Document, chunks: list[Chunk], digest: str, tenant: str
-) -> Iterator[dict[str, Any]]:
-    key = source_id_of(tenant, document.source)
-    for position, chunk in enumerate(chunks):
-        yield {
-            "id": f"{key}-{position}",
-            "owner": owner_of(tenant),
-            "source_id": key,
-            "tenant": tenant,
-            "source": document.source,
-            "title": chunk.title,
-            "digest": digest,
-            "text": chunk.text,
-            "position": position,
-            "passages": len(chunks),
-            "embedded": chunk.embedded,
-        }

@@ -315,6 +315,28 @@ async def test_after_a_failure_it_is_left_alone_for_a_while(
     await knowledge.close()
 
 
+async def test_it_starts_before_its_server(
+    server: MilvusServer, opened: Opener, words: tuple[Words, str]
+) -> None:
+    before = await opened(server.uri)
+    await before.add([LEAVE])
+    version = before.version
+    await before.close()
+    server.stop()
+    embedder = RemoteEmbedder(words[1], "words")
+    knowledge = Knowledge(server.uri, embedder, time_limit_s=3.0, retry_s=0.2)
+    with pytest.raises(KnowledgeError, match="Does Milvus run"):
+        await knowledge.start()
+    server.start()
+
+    async def seen() -> bool:
+        return knowledge.version == version
+
+    assert await until(seen)
+    assert await until(lambda: knowledge.search("vacation days", "")) != ()
+    await knowledge.close()
+
+
 async def test_what_others_write_changes_the_version(server: MilvusServer, opened: Opener) -> None:
     reader = await opened(server.uri, retry_s=0.2)
     writer = await opened(server.uri)
