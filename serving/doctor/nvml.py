@@ -75,7 +75,7 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
 def _pair(nvml: Any, handles: list[Any], first: int, second: int) -> GpuPair:
     def can(what: int) -> bool:
         a, b = handles[first], handles[second]
-        return _ask(lambda: nvml.nvmlDeviceGetP2PStatus(a, b, what)) == _OK
+        return bool(_ask(lambda: nvml.nvmlDeviceGetP2PStatus(a, b, what)) == _OK)
 
     level = _ask(lambda: nvml.nvmlDeviceGetTopologyCommonAncestor(handles[first], handles[second]))
     return GpuPair(
