@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from serving.doctor.model import Model
 from serving.errors import BundleError, InputError
@@ -49,15 +48,15 @@ class Bundle:
             plan = Plan.read(folder / "plan.json")
         except InputError as error:
             raise BundleError(error.problem, remedy=_AGAIN) from error
-        evidence = _evidence(folder / "evidence.json")
+        versions, hardware, cold_start_s = _evidence(folder / "evidence.json")
         image, problem = _image(folder)
         return cls(
             folder=folder,
             plan=plan,
             model=Model.of(plan.variant, plan.engine, folder),
-            versions={str(k): str(v) for k, v in (evidence.get("versions") or {}).items()},
-            hardware=str(evidence.get("hardware") or ""),
-            cold_start_s=float(evidence.get("cold_start_s") or 0.0),
+            versions=versions,
+            hardware=hardware,
+            cold_start_s=cold_start_s,
             image=image,
             image_problem=problem,
         )
@@ -78,15 +77,16 @@ class Bundle:
         return (PORT, 9090)
 
 
-def _evidence(path: Path) -> dict[str, Any]:
-    """By its fields: the class lives with what makes it."""
+def _evidence(path: Path) -> tuple[dict[str, str], str, float]:
+    """Versions, hardware and cold start, by their names: the class lives with what makes it."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path} ({error})", remedy=_AGAIN) from error
-    if not isinstance(found, dict):
-        raise BundleError(f"{path} is no evidence", remedy=_AGAIN)
-    return found
+        versions = {str(name): str(v) for name, v in (found.get("versions") or {}).items()}
+        return versions, str(found.get("hardware") or ""), float(found.get("cold_start_s") or 0)
+    except OSError as error:
+        raise BundleError(f"cannot read {path} ({error.strerror})", remedy=_AGAIN) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is no evidence ({error})", remedy=_AGAIN) from error
 
 
 def _image(folder: Path) -> tuple[str | None, str]:

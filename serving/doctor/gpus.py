@@ -113,8 +113,8 @@ def free_memory(machine: Machine, bundle: Bundle | None) -> Finding:
     engine = bundle.plan.engine
 
     def wanted(gpu: Gpu) -> int:
-        share = engine.gpu_memory_utilization * gpu.memory_bytes
-        return ceil(engine.kv_cache_memory_bytes or share)
+        # Asked of the device even where the KV cache has a fixed size.
+        return ceil(engine.gpu_memory_utilization * gpu.memory_bytes)
 
     ready = [gpu for gpu in machine.gpus if gpu.free_bytes >= wanted(gpu)]
     says = f"{len(ready)} of {len(machine.gpus)} GPUs have {wanted(machine.gpus[0]) / GIB:.1f} GiB free"

@@ -23,6 +23,15 @@ _STORED_BYTES = {
     **{"F64": 8, "I64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2},
     **{"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
 }
+_NO_HEADER = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+)
 _NO_KV = ("linear_attention", "mamba", "conv")
 
 
@@ -168,16 +177,16 @@ def _stored(folder: Path, width_bytes: int) -> Weights | None:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 tensors = json.loads(file.read(length))
-        except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
+            size += path.stat().st_size
+            for name, tensor in tensors.items():
+                if name != "__metadata__":
+                    kept = _STORED_BYTES.get(tensor["dtype"])
+                    plain = plain and kept is None
+                    served += prod(tensor["shape"]) * (kept or width_bytes)
+        except (OSError, *_NO_HEADER) as error:
             raise BundleError(
                 f"{path} is no safetensors file ({error})", remedy="Copy the model again."
             ) from error
-        size += path.stat().st_size
-        for name, tensor in tensors.items():
-            if name != "__metadata__":
-                kept = _STORED_BYTES.get(tensor["dtype"])
-                plain = plain and kept is None
-                served += prod(tensor["shape"]) * (kept or width_bytes)
     if not served:
         return None
     return Weights(served_bytes=served, file_bytes=size, plain=plain, source="safetensors headers")

@@ -241,6 +241,7 @@ def test_files_packed_files_and_long_lines(tmp_path: Path) -> None:
     assert seen == sorted(seen)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_logs() -> None:
     import tracemalloc
 

@@ -9,9 +9,8 @@ from serving.doctor.gpus import best_group, cuda_of
 from serving.doctor.machine import Gpu, RdmaPort, ReadRate, Space
 from serving.doctor.memory import GIB
 from serving.plan import EngineArgs, Variant
+from tests.serving.doctor.machines import BF16_8B, bundle, card_24gb, h100, h100x8, machine, pcie
 from tests.serving.plans import plan
-
-from .machines import BF16_8B, bundle, card_24gb, h100, h100x8, machine, pcie
 
 
 def said(host: Machine, of: Bundle | None, name: str) -> tuple[str, str]:
@@ -103,9 +102,12 @@ def test_memory_that_others_hold() -> None:
     status, says = said(busy, tensor_parallel(2), "GPU memory free")
     assert status == "fail"
     assert "nvidia-smi" in says
-    # A KV cache of a fixed size does not take its share of the device.
+    # vLLM asks for its share even where the KV cache has a fixed size.
     small = bundle(EngineArgs(kv_cache_memory_bytes=GIB))
-    assert said(h100x8(gpus=(h100(free_bytes=10 * GIB),)), small, "GPU memory free")[0] == "pass"
+    one = h100x8(gpus=(h100(free_bytes=10 * GIB),))
+    assert said(one, small, "GPU memory free")[0] == "fail"
+    less = bundle(EngineArgs(kv_cache_memory_bytes=GIB, gpu_memory_utilization=0.1))
+    assert said(one, less, "GPU memory free")[0] == "pass"
 
 
 @pytest.mark.parametrize(

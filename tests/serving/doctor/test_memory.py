@@ -15,8 +15,15 @@ from serving.doctor.machine import Machine
 from serving.doctor.memory import GIB, Budget
 from serving.doctor.model import Shape, Weights
 from serving.plan import EngineArgs
-
-from .machines import BF16_8B, LLAMA_8B, bundle, card_24gb, h100, h100x8, machine
+from tests.serving.doctor.machines import (
+    BF16_8B,
+    LLAMA_8B,
+    bundle,
+    card_24gb,
+    h100,
+    h100x8,
+    machine,
+)
 
 MEASURED = Path(__file__).resolve().parents[3] / "experiments" / "results" / "h100"
 
