@@ -183,12 +183,15 @@ def _stamp(at: datetime) -> str:
 
 
 def _key(event: Mapping[str, Any], status: Any) -> tuple[str, str] | None:
-    """Type and masked message of an error; None where the event is none."""
-    kind, message = _at(event, "error", "type"), _at(event, "error", "message")
+    """Type and masked message of an error; None where the event is none.
+
+    What was refused (a warning with an error in it) is the client's, and is none.
+    """
     level = str(_at(event, "log", "level") or "").lower()
     failed = isinstance(status, int) and status >= 500
-    if level not in _LEVELS and not failed and kind is None and message is None:
+    if level not in _LEVELS and not failed:
         return None
+    kind, message = _at(event, "error", "type"), _at(event, "error", "message")
     if kind is None:
         kind = f"HTTP {status}" if failed else _at(event, "log", "logger") or level
     told = message if message is not None else event.get("message", "")

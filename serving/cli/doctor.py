@@ -79,7 +79,3 @@ def show(findings: Sequence[Finding]) -> None:
 def doctor(folder: Folder = None, as_json: AsJson = False) -> None:
     """Will it run here? GPUs, memory, cold start, limits, versions, pins; exit code 1 where one fails."""
     raise typer.Exit(check(folder, as_json=as_json))
-
-
-if __name__ == "__main__":
-    app()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.guard import guarded
+from serving.cli.common import guarded
 from serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHOWN_PLACES = 3
 
 app = typer.Typer(no_args_is_help=True, help="Questions to the gateway's logs.")
-
-
-@app.callback()
-def _logs() -> None:
-    """Questions to the gateway's logs."""
 
 
 @app.command(
@@ -149,7 +144,3 @@ def _progress(total_bytes: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=total_bytes)
         yield lambda read_bytes: progress.update(task, completed=read_bytes)
-
-
-if __name__ == "__main__":
-    app()

@@ -112,14 +112,16 @@ def log_request(
     error: BaseException | None = None,
     prompt: str | None = None,
     answer: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the one line of a request that is over.
 
-    A level of error where it failed here (an exception, or 5xx), of warning where the client was
-    refused (4xx), else of info.
+    A level of warning where the client was refused or left (4xx), of error where it failed here
+    (5xx, or an exception), else of info.
 
     Args:    labels: what it ran on: track, replica, model. Dots in names become underscores.
              prompt, answer: written only where `configure(prompts=True)`.
+             extra: further ECS fields by their dotted names, as {"http.request.id": "17"}.
     """
     fields: dict[str, Any] = {
         "trace.id": trace.trace_id,
@@ -140,12 +142,14 @@ def log_request(
         fields[PROMPT] = prompt
     if answer is not None:
         fields[ANSWER] = answer
+    if extra:
+        fields |= extra
     if error is not None:
         fields["exc_info"] = error
-    if error is not None or status >= 500:
-        logger.error("request", **fields)
-    elif status >= 400:
+    if 400 <= status < 500:
         logger.warning("request", **fields)
+    elif error is not None or status >= 500:
+        logger.error("request", **fields)
     else:
         logger.info("request", **fields)
 
@@ -245,7 +249,11 @@ def _without_words(logger: Any, method: str, event: EventDict) -> EventDict:
 
 
 def _with_error(logger: Any, method: str, event: EventDict) -> EventDict:
-    """The exception of an event as error.type, error.message and error.stack_trace."""
+    """The exception of an event as error.type, error.message and error.stack_trace.
+
+    A refusal comes without the last: it is no defect, and whoever floods the gateway would be paid in
+    stack traces.
+    """
     if "exc_info" not in event or not (given := event.pop("exc_info")):
         return event
     error = given[1] if isinstance(given, tuple) else given
@@ -255,12 +263,14 @@ def _with_error(logger: Any, method: str, event: EventDict) -> EventDict:
         return event
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    told = {"error.message": str(error)}
+    if not (method == "warning" and "http.response.status_code" in event):
+        told["error.stack_trace"] = "".join(traceback.format_exception(error))
+    words = [str(event[name]) for name in (PROMPT, ANSWER) if name in event]
+    if words and not _settings.prompts:
+        told = {name: _cut(text, words) for name, text in told.items()}
     event["error.type"] = module + kind.__qualname__
-    message, trace = str(error), "".join(traceback.format_exception(error))
-    if not _settings.prompts:
-        words = [str(event[name]) for name in (PROMPT, ANSWER) if name in event]
-        message, trace = _cut(message, words), _cut(trace, words)
-    event["error.message"], event["error.stack_trace"] = message, trace
+    event.update(told)
     return event
 
 

@@ -54,16 +54,17 @@ def test_errors_are_counted_grouped_and_placed() -> None:
             *(failed(i, f"replica {i} late after {i / 7} s") for i in range(6)),
             failed(50, "replica 3 late after 1 s", labels={"track": "canary", "replica": "vllm-9"}),
             line(60, **{"log.level": "error"}, http={"response": {"status_code": 503}}),
+            line(61, **{"log.level": "warning", "error": {"type": "Refused"}}),
             b"not json\n",
             b'{"json": "but no ECS"}\n',
             b"[]\n",
             b"\n",
         ]
     )
-    assert (found.lines, found.requests, found.errors, found.foreign) == (102, 98, 8, 3)
+    assert (found.lines, found.requests, found.errors, found.foreign) == (103, 99, 8, 3)
     late, refused = found.groups
     assert (late.type, late.message) == ("TimeoutError", "replica <n> late after <n> s")
-    assert (late.count, late.share) == (7, 7 / 98)
+    assert (late.count, late.share) == (7, 7 / 99)
     assert late.first == "2026-11-26T12:00:00.000Z"
     assert late.last == "2026-11-26T12:00:50.000Z"
     assert late.example == "replica 3 late after 1 s"
@@ -277,7 +278,7 @@ def test_since_that_is_no_time(text: str) -> None:
 
 def run(*arguments: str, given: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "serving.cli.logs", *arguments],
+        [sys.executable, "-m", "serving.cli", "logs", *arguments],
         input=given,
         capture_output=True,
         cwd=ROOT,

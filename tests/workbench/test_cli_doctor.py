@@ -48,10 +48,9 @@ def test_the_command_without_a_bundle() -> None:
     assert done.stdout.splitlines()[-1].startswith("Ready")
 
 
-@pytest.mark.parametrize("package", ["workbench.cli", "serving.cli.doctor"])
+@pytest.mark.parametrize("package", ["workbench.cli", "serving.cli"])
 def test_bad_input_is_one_line(package: str) -> None:
-    arguments = ["doctor"] if package == "workbench.cli" else []
-    done = run(package, *arguments, "/no/such/bundle")
+    done = run(package, "doctor", "/no/such/bundle")
     assert done.returncode == 2
     assert "/no/such/bundle is no folder" in done.stderr
     assert len(done.stderr.splitlines()) == 1

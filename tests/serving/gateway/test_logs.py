@@ -95,11 +95,28 @@ def test_levels() -> None:
     for status in (200, 404, 503):
         request(status=status)
     request(error=failed("late"))
+    request(status=429, error=failed("too many"))
     assert [(line["log.level"], line["event"]["outcome"]) for line in lines(stream)] == [
         ("warning", "failure"),
         ("error", "failure"),
         ("error", "failure"),
+        ("warning", "failure"),
     ]
+
+
+def test_a_refusal_is_told_without_a_stack_trace() -> None:
+    stream = written()
+    request(
+        status=429,
+        error=failed(f"too long: {PROMPT}"),
+        prompt=PROMPT,
+        extra={"http.request.id": "7"},
+    )
+    request_logger().warning("odd", exc_info=failed("x"))
+    refused, odd = lines(stream)
+    assert refused["error"] == {"type": "TimeoutError", "message": "too long: [...]"}
+    assert refused["http"]["request"] == {"method": "POST", "id": "7"}
+    assert "stack_trace" in odd["error"]
 
 
 def test_an_error_tells_its_type_message_and_trace() -> None:
