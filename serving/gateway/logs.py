@@ -19,7 +19,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import IO, Any, NamedTuple, cast
@@ -110,7 +110,7 @@ def log_request(
     tenant: str | None = None,
     labels: Mapping[str, str] | None = None,
     error: BaseException | None = None,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     answer: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -120,7 +120,8 @@ def log_request(
     (5xx, or an exception), else of info.
 
     Args:    labels: what it ran on: track, replica, model. Dots in names become underscores.
-             prompt, answer: written only where `configure(prompts=True)`.
+             prompt, answer: written only where `configure(prompts=True)`, else cut out of the error;
+                 a prompt of several messages is given as such, so that each can be.
              extra: further ECS fields by their dotted names, as {"http.request.id": "17"}.
     """
     fields: dict[str, Any] = {
@@ -138,15 +139,18 @@ def log_request(
         fields["organization.id"] = pseudonym(tenant)
     if labels:
         fields["labels"] = {name.replace(".", "_"): value for name, value in labels.items()}
-    if prompt is not None:
-        fields[PROMPT] = prompt
-    if answer is not None:
+    if _settings.prompts and prompt is not None:
+        fields[PROMPT] = prompt if isinstance(prompt, str) else "\n".join(prompt)
+    if _settings.prompts and answer is not None:
         fields[ANSWER] = answer
     if extra:
         fields |= extra
+    refused = 400 <= status < 500
     if error is not None:
-        fields["exc_info"] = error
-    if 400 <= status < 500:
+        # A refusal is no defect, and whoever floods the gateway would be paid in stack traces.
+        words = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        fields |= _told_of(error, [*words, answer or ""], stack=not refused)
+    if refused:
         logger.warning("request", **fields)
     elif error is not None or status >= 500:
         logger.error("request", **fields)
@@ -249,29 +253,29 @@ def _without_words(logger: Any, method: str, event: EventDict) -> EventDict:
 
 
 def _with_error(logger: Any, method: str, event: EventDict) -> EventDict:
-    """The exception of an event as error.type, error.message and error.stack_trace.
-
-    A refusal comes without the last: it is no defect, and whoever floods the gateway would be paid in
-    stack traces.
-    """
+    """What was caught (`exc_info`, as logging has it), in ECS."""
     if "exc_info" not in event or not (given := event.pop("exc_info")):
         return event
     error = given[1] if isinstance(given, tuple) else given
     if not isinstance(error, BaseException):
         error = sys.exception()
-    if error is None:
-        return event
+    if error is not None:
+        event.update(
+            _told_of(error, [str(event[name]) for name in (PROMPT, ANSWER) if name in event])
+        )
+    return event
+
+
+def _told_of(error: BaseException, words: list[str], *, stack: bool = True) -> dict[str, str]:
+    """error.type, error.message and error.stack_trace, without words of users."""
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    told = {"error.message": str(error)}
-    if not (method == "warning" and "http.response.status_code" in event):
+    told = {"error.type": module + kind.__qualname__, "error.message": str(error)}
+    if stack:
         told["error.stack_trace"] = "".join(traceback.format_exception(error))
-    words = [str(event[name]) for name in (PROMPT, ANSWER) if name in event]
     if words and not _settings.prompts:
         told = {name: _cut(text, words) for name, text in told.items()}
-    event["error.type"] = module + kind.__qualname__
-    event.update(told)
-    return event
+    return told
 
 
 def _cut(text: str, words: list[str]) -> str:

@@ -141,8 +141,9 @@ def test_words_are_logged_only_where_asked_for(prompts: bool) -> None:
     request(prompt=PROMPT, answer="fine")
     request(prompt=PROMPT, status=500, error=failed(f"bad input {PROMPT!r}"))
     request_logger().info("any", **{logs.PROMPT: PROMPT})
+    request(prompt=["be brief", PROMPT], status=500, error=failed(f"bad input {PROMPT}"))
     found = lines(stream)
-    assert len(found) == 3
+    assert len(found) == 4
     if prompts:
         assert found[0]["http"]["request"]["body"]["content"] == PROMPT
         assert found[0]["http"]["response"]["body"]["content"] == "fine"
