@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import gateway, rollout
+from serving.cli import doctor, gateway, logs, rollout
 
 app = typer.Typer(
     name="serving",
@@ -16,6 +16,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(gateway.app)
+app.add_typer(doctor.app)
+app.add_typer(logs.app, name="logs")
 app.add_typer(rollout.app, name="rollout")
 
 

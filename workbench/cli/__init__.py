@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import compressing, fidelity, measuring, payoff, questions, runs, serve, stages
+from workbench.cli import (
+    compressing,
+    doctor,
+    fidelity,
+    measuring,
+    payoff,
+    questions,
+    runs,
+    serve,
+    stages,
+)
 from workbench.cli.common import guarded
 
 __all__ = ["app", "guarded", "main"]
@@ -29,6 +39,7 @@ app.add_typer(fidelity.app)
 app.add_typer(payoff.app)
 app.add_typer(runs.app)
 app.add_typer(serve.app)
+app.add_typer(doctor.app)
 
 
 def main() -> None:
