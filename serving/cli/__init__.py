@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import doctor, gateway, logs, rollout
+from serving.cli import doctor, gateway, kb, logs, rollout
 
 app = typer.Typer(
     name="serving",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(gateway.app)
 app.add_typer(doctor.app)
+app.add_typer(kb.app, name="kb")
 app.add_typer(logs.app, name="logs")
 app.add_typer(rollout.app, name="rollout")
 

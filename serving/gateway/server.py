@@ -120,7 +120,7 @@ def serve(settings: Settings) -> None:
 
     Raises:  InputError: settings that cannot work here.
     """
-    configure(settings.log_level, prompts=settings.log_prompts)
+    configure(settings.log_level, settings.log_prompts, key=settings.log_key.encode())
     # A socket is a file, and the usual 1,024 are soon in use.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -200,4 +200,17 @@ async def _traffic(
 
 
 async def _knowledge(settings: Settings, stack: contextlib.AsyncExitStack) -> Passages | None:
-    return None
+    """The knowledge base; where it is not there yet, it is connected to once it is."""
+    base = settings.knowledge
+    if base is None:
+        return None
+    from serving.gateway.knowledge import Knowledge, KnowledgeError, choose_embedder
+
+    embedder = choose_embedder(base.embeddings, base.embedding_model, api_key=base.embedding_key)
+    knowledge = Knowledge(base.uri, embedder, time_limit_s=base.timeout_s)
+    stack.push_async_callback(knowledge.close)
+    try:
+        await knowledge.start()
+    except KnowledgeError as error:
+        logger().warning("knowledge base is not there yet", reason=str(error))
+    return knowledge

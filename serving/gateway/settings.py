@@ -91,8 +91,10 @@ class KnowledgeBase(_Group):
     embeddings: str | None = None
     """Address of an OpenAI-compatible /v1/embeddings; None embeds in this process."""
     embedding_model: str | None = None
+    embedding_key: str | None = None
+    """API key for that address."""
     top_k: int = Field(3, ge=1, le=50)
-    min_score: float = Field(0.3, ge=-1, le=1)
+    min_score: float = Field(0.25, ge=-1, le=1)
     timeout_s: float = Field(1.0, gt=0)
     always: bool = True
     """Also for requests that do not say `"knowledge": true`."""
@@ -135,6 +137,8 @@ class Settings(BaseSettings):
     knowledge: KnowledgeBase | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False
+    log_key: str = Field("", max_length=64)
+    """A secret for the hashes of users and tenants in the log; without it they can be guessed."""
 
     @field_validator("tracks")
     @classmethod
