@@ -1,9 +1,11 @@
-"""A gateway, and a Redis, in processes of their own, for tests that stop and kill them."""
+"""A gateway, a Redis and a Milvus in processes of their own, for tests that stop and kill them."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +52,40 @@ def redis_process() -> Iterator[RedisProcess]:
         yield made
     finally:
         made.stop()
+
+
+class MilvusServer:
+    """`milvus-lite server` on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--data-dir", str(self._folder)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "milvus_lite", "server", *where],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        ends_s = time.monotonic() + 60
+        while time.monotonic() < ends_s:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError("milvus-lite server does not listen")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
 
 
 class GatewayProcess:

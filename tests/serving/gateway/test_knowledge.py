@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,46 +34,13 @@ from serving.gateway.knowledge import (
     read_documents,
 )
 from serving.gateway.knowledge.chunks import Chunker
+from tests.serving.gateway.processes import MilvusServer
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
 
 LEAVE = Document(source="leave.md", title="Leave", text="Thirty days of paid vacation a year.")
 TRAVEL = Document(source="travel.md", title="Travel", text="Trains are booked second class.")
-
-
-class MilvusServer:
-    """`milvus-lite server` on a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--data-dir", str(self._folder)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "milvus_lite", "server", *where],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        ends_s = time.monotonic() + 60
-        while time.monotonic() < ends_s:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise TimeoutError("milvus-lite server does not listen")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture
