@@ -7,7 +7,8 @@
     ├── MeasurementError    a run that must not be trusted
     ├── ExtrapolationError  a prediction outside what was measured
     ├── InfeasibleError     nothing in the search space keeps the SLO
-    └── BundleError         a bundle that is incomplete or was changed
+    ├── BundleError         a bundle that is incomplete or was changed
+    └── KnowledgeError      a knowledge base that is out of reach (serving/gateway/knowledge)
 
 It stands in the package that everything else may import.
 """
