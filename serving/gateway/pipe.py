@@ -28,6 +28,7 @@ class _Protocol(asyncio.Protocol):
         self.transport: asyncio.WriteTransport | None = None
         self._reader = hiredis.Reader()
         self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
+        self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by its class
@@ -54,11 +55,19 @@ class _Protocol(asyncio.Protocol):
                 future.set_exception(ConnectionError("Redis closed the connection"))
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        assert self.transport is not None
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
         self._waiting.append((future, len(commands), []))
-        self.transport.write(b"".join(hiredis.pack_command(one) for one in commands))
+        if not self._unsent:
+            loop.call_soon(self._send)
+        self._unsent += [hiredis.pack_command(one) for one in commands]
         return future
+
+    def _send(self) -> None:
+        """What was asked in one turn of the event loop leaves in one system call."""
+        if self.transport is not None:
+            self.transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
 
 class Pipe:

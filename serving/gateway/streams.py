@@ -12,6 +12,8 @@ DONE = b"data: [DONE]"
 _NO_CHOICE = b'"choices":[]'
 """Only the event with the usage has none; within a text the quotes would be escaped."""
 _ERROR = b'data: {"error":'
+_EVENT_END = b"\n\n"
+_EVENT_BEGIN = b"\n\ndata: "
 
 
 @dataclass(slots=True)
@@ -48,14 +50,14 @@ class Watch:
         return piece
 
     def _take_usage(self, piece: bytes) -> bytes:
-        left = []
-        for event in piece.split(b"\n\n"):
-            if _NO_CHOICE in event and event.startswith(b"data: "):
-                self.usage = orjson.loads(event[6:]).get("usage") or {}
-                if not self.keep_usage:
-                    continue
-            left.append(event)
-        return b"\n\n".join(left)
+        """The piece without the event that has the usage, unless its client asked for that."""
+        at = piece.index(_NO_CHOICE)
+        begin = piece.rfind(_EVENT_BEGIN, 0, at) + len(_EVENT_END)
+        if begin < len(_EVENT_END):
+            begin = 0
+        end = piece.index(_EVENT_END, at) + len(_EVENT_END)
+        self.usage = orjson.loads(piece[begin + len(b"data: ") : end]).get("usage") or {}
+        return piece if self.keep_usage else piece[:begin] + piece[end:]
 
     def said(self) -> Said:
         """The text of the first choice."""
