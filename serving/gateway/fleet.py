@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -120,14 +119,15 @@ class Fleet:
         health = self._settings.health
         replica.failed(health.breaker_failures, health.breaker_s, time.monotonic())
         if unreachable:
-            self._set(replica, "down")
+            self._set(replica, "down", "a request could not reach it")
 
     # -- watching --------------------------------------------------------------------------------
 
-    def _set(self, replica: Replica, state: State) -> None:
+    def _set(self, replica: Replica, state: State, reason: str | None = None) -> None:
         if replica.state == state:
             return
-        logger().info("replica", replica=replica.url, track=replica.track, state=state)
+        why = {} if reason is None else {"reason": reason}
+        logger().info("replica", replica=replica.url, track=replica.track, state=state, **why)
         replica.state = state
         self._on_change(replica)
 
@@ -174,26 +174,28 @@ class Fleet:
     async def _watch(self, replica: Replica) -> None:
         """Down where it does not answer; up again once it has answered a question."""
         while True:
-            well = await self._is_well(replica)
-            if not well:
-                self._set(replica, "down")
+            fault = await self._fault(replica)
+            if fault is not None and replica.state == "up":
+                # A server that is busy may be late once.
+                fault = await self._fault(replica)
+            if fault is not None:
+                self._set(replica, "down", fault)
             elif replica.state != "up" and await self._warm_up(replica):
                 replica.succeeded()
                 replica.shut_until_s = 0.0
                 self._set(replica, "up")
             await asyncio.sleep(self._settings.health.every_s)
 
-    async def _is_well(self, replica: Replica) -> bool:
+    async def _fault(self, replica: Replica) -> str | None:
+        """What is wrong with a replica; None where it is well."""
         limit = aiohttp.ClientTimeout(total=max(2.0, self._settings.timeouts.connect_s))
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+        try:
             async with self._session.get(f"{replica.url}/health", timeout=limit) as answer:
-                return answer.status == 200
-        # A server that is busy may be late once; it is down when it refuses or is late twice.
-        if replica.state == "up":
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                async with self._session.get(f"{replica.url}/health", timeout=limit) as answer:
-                    return answer.status == 200
-        return False
+                return None if answer.status == 200 else f"/health answered {answer.status}"
+        except TimeoutError:
+            return f"/health did not answer within {limit.total:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            return str(error) or type(error).__name__
 
     async def _warm_up(self, replica: Replica) -> bool:
         """Whether the model has answered: a server that listens may still be cold."""

@@ -185,7 +185,7 @@ def load(config: Path | None = None, **given: Any) -> Settings:
         raise InputError(f"config(={str(config)!r}) is no file", remedy="Check the path.")
 
     class Here(Settings):
-        model_config = SettingsConfigDict(json_file=config)
+        model_config = SettingsConfigDict(json_file=config, title="all of them")
 
     try:
         return Here(**{name: value for name, value in given.items() if value is not None})
