@@ -75,6 +75,11 @@ class Settings(Value):
     trials: int = Field(32, ge=4)
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     objective: Literal["cost", "front"] = "cost"
+    trials_at_once: int = Field(4, ge=1)
+    """Trials asked for together; more workers have nothing to do."""
+    ray: str | None = Field(None, exclude=True)
+    """Address of a Ray cluster that runs the trials, in place of this machine's cores; not remembered,
+    as the result is the same."""
     space: SearchSpace = SHIPPABLE
     """What the search chooses from."""
     tune_seeds: tuple[int, ...] = (0, 1)
