@@ -52,8 +52,8 @@ def generalisation_in_words(table: pd.DataFrame, seeds: tuple[int, int], passed_
     if passed_over:
         several = "trials" if passed_over > 1 else "trial"
         said += (
-            f" {passed_over} cheaper {several} kept the SLO in the search and broke it there, so"
-            " that traffic has had a part in the choice."
+            f" {passed_over} cheaper {several} kept the SLO in the search and broke it on the seeds"
+            " of the final choice, which are others again."
         )
     return said
 
