@@ -21,7 +21,7 @@ from workbench.tune.candidate import Candidate
 from workbench.tune.evaluate import Job, Score, Simulate
 from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
-from workbench.tune.proof import Proven, breach, replay, winner
+from workbench.tune.proof import Proven, Trial, breach, replay, winner
 from workbench.tune.rules import first_points
 from workbench.tune.search import Objective, Sampler, Search, scores_of
 from workbench.tune.space import SearchSpace
@@ -146,9 +146,9 @@ def tune(
                 at_once=at_once,
             )
 
-        def best_of(search: Search, *, must_keep: bool) -> Proven:
+        def best_of(tried: Sequence[Trial], *, must_keep: bool) -> Proven:
             return winner(
-                [(point, found) for _, point, found in search.scores()],
+                tried,
                 ground,
                 choice_seeds,
                 lambda plan, over: twin.scores([plan], over)[0],
@@ -158,13 +158,14 @@ def tune(
 
         search = search_by(sampler, objective, _start(admitted, ground))
         search.run(trials, job, run=run, on_trial=_teller(say, trials))
-        proven = best_of(search, must_keep=objective == "cost")
+        tried = search.trials()
+        proven = best_of(tried, must_keep=objective == "cost")
         rivals = []
         if random_baseline:
             at_random = search_by("random", "cost", [])
             at_random.run(trials, job, run=run, on_trial=_at_random(say, trials))
             with suppress(InfeasibleError):  # all of its trials failed
-                rival = best_of(at_random, must_keep=False).plan
+                rival = best_of(at_random.trials(), must_keep=False).plan
                 rivals = [rival.model_copy(update={"name": RANDOM})]
         say("the winner on unseen traffic", _CHOSEN)
         won = proven.plan
@@ -176,7 +177,7 @@ def tune(
             return scores_of(points, lambda point, _: twin.job(ground.plan_of(point), around), run)
 
         neighbours = (
-            look_around(proven.point, result, ground, admitted.seqs, evaluate)
+            look_around(proven.point, result, tried, ground, admitted.seqs, evaluate)
             if around
             else pd.DataFrame(columns=COLUMNS)
         )

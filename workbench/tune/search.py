@@ -107,17 +107,17 @@ class Search:
                     self._tell(trial, point, found)
                 done += len(asked)
 
-    def scores(self) -> list[tuple[int, Point, Score]]:
-        """(number, point, score) of every finished trial, in order; numbers count from 0."""
+    def trials(self) -> list[tuple[Point, Score]]:
+        """Point and score of every finished trial, in order."""
         return [
-            (number, trial.user_attrs[_POINT], Score(**trial.user_attrs[_SCORE]))
-            for number, trial in enumerate(self._finished())
+            (trial.user_attrs[_POINT], Score(**trial.user_attrs[_SCORE]))
+            for trial in self._finished()
         ]
 
     def table(self) -> pd.DataFrame:
         """One row per finished trial: number, state, its metrics, keeps_slo, and its point."""
         rows = []
-        for number, point, found in self.scores():
+        for number, (point, found) in enumerate(self.trials()):
             where = dict(point)
             metric = where.pop("metrics")
             rows.append(
@@ -139,7 +139,7 @@ class Search:
 
     def _incumbent(self) -> tuple[float, ...]:
         """GPU hours by seed of the cheapest trial that keeps the SLO on every seed."""
-        kept = [s for _, _, s in self.scores() if s.keeps_slo and not s.stopped]
+        kept = [s for _, s in self.trials() if s.keeps_slo and not s.stopped]
         return min((tuple(s.hours) for s in kept), key=sum, default=())
 
     # -- storage ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from serving.values import Estimate, doubted_html, one_line
 from simulations.result import Prediction, SimResult
 from workbench.tune.unseen import COLUMNS, generalisation, generalisation_in_words
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _TABLES = ("trials", "baselines", "neighbours", "per_seed", "timeline", "alerts")
 _SHOWN = ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
 

@@ -10,7 +10,7 @@ from simulations.result import SimResult
 
 _COMPARED = ("gpu_hours", "cost_usd", "slo_attainment", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s")
 COLUMNS = [
-    *("parameter", "side", "value", "won", "seeds"),
+    *("parameter", "side", "value", "won", "step", "seeds"),
     *("gpu_hours", "cost_change", "slo_attainment", "keeps_slo", "breaks"),
 ]
 """Of the winner's neighbours."""

@@ -23,6 +23,8 @@ from simulations.traffic import Poisson
 from tests.workbench.tune import stub
 from tests.workbench.tune.stub import candidate, search
 from workbench.tune import Candidate, SearchSpace, Tuning
+from workbench.tune.evaluate import Score, failed
+from workbench.tune.neighbours import next_best
 from workbench.tune.rules import queue_hpas
 from workbench.tune.search import _storage
 
@@ -169,13 +171,44 @@ def test_every_free_parameter_has_neighbours_one_step_away(tuning: Tuning) -> No
     assert around["seeds"].le(3).all()
     assert not around.duplicated(["parameter", "side"]).any()
     assert {"max_num_seqs", "warm_spares", "scale_down_window_s"} <= set(around["parameter"])
-    assert ((around["value"] - around["won"]) * around["side"] > 0).all()
+    ordered = around[around["side"] != 0]
+    assert ((ordered["value"] - ordered["won"]) * ordered["side"] > 0).all()
     spares = around[around["parameter"] == "warm_spares"].set_index("side")
     assert (spares["value"] - spares["won"]).abs().eq(1).all()
     own = tuning.winner_result.metrics["gpu_hours"].value
     whole = around[around["seeds"] == 3]
     assert whole["cost_change"].to_numpy() == pytest.approx(whole["gpu_hours"] / own - 1)
     assert spares.loc[1, "cost_change"] > 0
+
+
+def test_the_next_best_metrics_and_variant_are_neighbours_too(tuning: Tuning) -> None:
+    around = tuning.neighbours[tuning.neighbours["side"] == 0].set_index("parameter")
+    assert list(around.index) == ["metrics", "variant"]
+    assert around.loc["variant", "step"] == "parent instead of int8"
+    # The other variant is slower, so the same fleet is late.
+    assert not around.loc["variant", "keeps_slo"] or around.loc["variant", "cost_change"] >= 0
+    kept = tuning.trials[tuning.trials["keeps_slo"]].sort_values("gpu_hours", kind="stable")
+    won = around.loc["metrics", "step"].split(" instead of ")[1]
+    assert (
+        around.loc["metrics", "step"].split(" instead of ")[0]
+        == (kept.loc[kept["metric"] != won, "metric"].iloc[0])
+    )
+
+
+def test_the_next_best_brings_what_stands_and_falls_with_it() -> None:
+    """Its target, or its batch; the rest is the winner's. What broke least counts where none keeps."""
+    won = {"metrics": "a", "target of a": 1, "variant": "x", "max_num_seqs of x": 8, "spares": 0}
+    other = {"metrics": "b", "target of b": 5, "variant": "y", "max_num_seqs of y": 4, "spares": 2}
+    dear = {**other, "target of b": 6, "max_num_seqs of y": 2}
+    scores = [Score({"gpu_hours": 9.0}, {"ttft": over}, (9.0,)) for over in (0.1, 0.2)]
+    trials = [(won, scores[0]), (dear, scores[1]), (other, scores[0]), (dear, failed("no"))]
+    metrics, variant = next_best(won, trials)
+    assert metrics.point == {**won, "metrics": "b", "target of b": 5}
+    assert variant.point == {**won, "variant": "y", "max_num_seqs of y": 4}
+    kept = Score({"gpu_hours": 20.0}, {"ttft": -0.1}, (20.0,))
+    metrics, _ = next_best(won, [*trials, (dear, kept)])
+    assert metrics.point["target of b"] == 6
+    assert list(next_best(won, trials[:1])) == []
 
 
 def test_a_neighbour_that_breaks_the_slo_is_a_doubt_with_its_name_and_value(
@@ -187,11 +220,12 @@ def test_a_neighbour_that_breaks_the_slo_is_a_doubt_with_its_name_and_value(
         result = stub.simulate(plan, *args, seeds=seeds, **kwargs)
         return result if min(seeds) < 100 or plan.warm_spares == 0 else late(result)
 
-    assert tuning.neighbours["keeps_slo"].all()
-    assert tuning.own_doubts == ()
+    around = tuning.neighbours
+    assert around.loc[around["side"] != 0, "keeps_slo"].all()
+    assert len(tuning.own_doubts) == (~around["keeps_slo"]).sum()
     found = search(tmp_path, trials=30, simulate=brittle)
     assert found.winner == tuning.winner
-    (doubt,) = found.own_doubts
+    (doubt,) = set(found.own_doubts) - set(tuning.own_doubts)
     assert "with warm_spares at 1 instead of 0 it breaks the SLO" in doubt
     assert "ttft_p99_s 0.62, limit 0.5" in doubt
     assert doubt in found._repr_html_()
