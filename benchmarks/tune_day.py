@@ -59,7 +59,8 @@ def cpu_s() -> float:
 
 def searched(trials: int) -> dict[str, Any]:
     """A search, and when each of its parts began."""
-    began, parts = time.perf_counter(), {}
+    began = time.perf_counter()
+    parts: dict[str, float] = {}
 
     def note(doing: str, share: float) -> None:
         kind = "search" if " of " in doing and "trials" in doing else doing

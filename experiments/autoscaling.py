@@ -2,7 +2,8 @@
 
     python -m experiments.autoscaling [FILE] [--out FOLDER] [--quick] [--ray ADDRESS]
 
-FILE is experiments/autoscaling.yaml unless given. Leaves the search's tables and figures in FOLDER; a search that was killed goes on.
+FILE is experiments/autoscaling.yaml unless given. Leaves the search's tables and figures in FOLDER; a
+search that was killed goes on.
 """
 
 from __future__ import annotations
