@@ -76,16 +76,11 @@ def answer(declared: Declared, tuning: Tuning) -> str:
     for name, claimed in declared.claims.items():
         other = table.loc[name]
         ratio = won["gpu_hours"] / other["gpu_hours"]
-        attained = (
-            f", attainment {won['slo_attainment']:.2%} against {other['slo_attainment']:.2%}"
-            if other["slo_attainment"] == other["slo_attainment"]
-            else ""
-        )
-        held = ratio <= claimed and not (won["slo_attainment"] < other["slo_attainment"])
-        said.append(
-            f"{ratio:.2f} times the GPU hours of {name}{attained}:"
-            f" the claim of at most {claimed:g} {'holds' if held else 'does not hold'}."
-        )
+        held = "holds" if ratio <= claimed else "does not hold"
+        said.append(f"{ratio:.2f} times the GPU hours of {name}: at most {claimed:g} {held}.")
+        lost = other["slo_attainment"] - won["slo_attainment"]
+        if lost > 0:  # never of the bound, whose attainment is not known
+            said.append(f"{100 * lost:.2f} points of attainment are lost against {name}.")
     return "\n".join([*said, *(f"Doubt: {doubt}." for doubt in tuning.own_doubts)])
 
 

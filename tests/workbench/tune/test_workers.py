@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -184,3 +186,12 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(address: str, tmp_p
     assert address in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "study.db").exists()
+
+
+def test_a_server_that_is_not_ray_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match="no cluster answers there"):
+            search(tmp_path, ray=f"127.0.0.1:{server.server_port}")
+        server.shutdown()
