@@ -28,17 +28,17 @@ def connected(address: str) -> Any:
             f"ray(={address!r}) needs the package ray",
             remedy="Install it: pip install 'llm-workbench[ray]'.",
         ) from None
-    if not ray.is_initialized():
-        try:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            if port.isdigit():
-                _knock(host, int(port))
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():
+            _knock(host, int(port))
+        if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
-        except (OSError, OverflowError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"ray(={address!r}): no cluster answers there",
-                remedy="Start one with `ray start --head`, or leave --ray out.",
-            ) from error
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"ray(={address!r}): no cluster answers there",
+            remedy="Start one with `ray start --head`, or leave --ray out.",
+        ) from error
     return ray
 
 

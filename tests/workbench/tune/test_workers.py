@@ -180,7 +180,7 @@ def test_what_no_other_process_can_be_told_fails_with_the_reason(tmp_path: Path)
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no.such.host.invalid:6379", "nonsense"])
 def test_an_address_without_a_cluster_is_refused_in_one_line(address: str, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
+    pytest.importorskip("ray", reason="needs the extra ray").shutdown()
     with pytest.raises(InputError, match="no cluster answers there") as raised:
         search(tmp_path, ray=address)
     assert address in str(raised.value)
@@ -189,7 +189,7 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(address: str, tmp_p
 
 
 def test_a_server_that_is_not_ray_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
+    pytest.importorskip("ray", reason="needs the extra ray").shutdown()
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(InputError, match="no cluster answers there"):
