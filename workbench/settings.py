@@ -75,11 +75,18 @@ class Settings(Value):
     trials: int = Field(32, ge=4)
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     objective: Literal["cost", "front"] = "cost"
+    trials_at_once: int = Field(4, ge=1)
+    """Trials asked for together; more workers have nothing to do."""
+    ray: str | None = Field(None, exclude=True)
+    """Address of a Ray cluster that runs the trials, in place of this machine's cores; not remembered,
+    as the result is the same."""
     space: SearchSpace = SHIPPABLE
     """What the search chooses from."""
     tune_seeds: tuple[int, ...] = (0, 1)
+    choice_seeds: tuple[int, ...] = (50, 51, 52)
+    """Traffic of the final choice: the winner must keep the SLO on it, too."""
     unseen_seeds: tuple[int, ...] = (100, 101, 102)
-    """Traffic that the search has not seen: the winner must keep the SLO on it."""
+    """Traffic that neither the search nor the choice has seen: the winner is reported on it."""
     neighbour_seeds: int = Field(1, ge=0)
     """On so many of the unseen seeds are the winner's neighbours tried, each a step in one parameter."""
     random_baseline: bool = False
@@ -199,6 +206,7 @@ QUICK: dict[str, Any] = {
     "peak_replicas": 2,
     "day_duration_s": 7_200,
     "trials": 6,
+    "choice_seeds": (50, 51),
     "unseen_seeds": (100, 101),
     "distil_tokens": 30_000,
     "ask": {"tokens": 4_096, "questions": 60},

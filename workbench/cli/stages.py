@@ -244,7 +244,10 @@ def simulate(
         run_stages(workdir, settings, ["simulate"], as_json=as_json)
 
 
-@app.command(epilog="Example: workbench tune --trials 100 --ttft-p99 0.3")
+@app.command(
+    epilog="Examples: workbench tune --trials 100 --ttft-p99 0.3 · "
+    "workbench tune --trials 1000 --ray 10.0.0.1:6379 --at-once 32"
+)
 @guarded
 def tune(
     workdir: Workdir = DEFAULT_WORKDIR,
@@ -269,6 +272,20 @@ def tune(
             help="Search at random too, with as many trials, to compare: twice the work.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Ray cluster, or auto: its CPUs run the trials.",
+            show_default="this machine's cores",
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            help="Trials asked for together, on which the result depends; more workers idle.",
+            show_default="4",
+        ),
+    ] = None,
     peak_rps: PeakRps = None,
     ttft_p99: Ttft = None,
     tpot_p99: Tpot = None,
@@ -288,6 +305,8 @@ def tune(
         sampler=sampler,
         objective=objective,
         random_baseline=random_baseline,
+        ray=ray,
+        trials_at_once=at_once,
         space=None if space is None else SearchSpace.read_file(space, SHIPPABLE),
         peak_rps=peak_rps,
         ttft_p99_s=ttft_p99,

@@ -7,7 +7,6 @@ a GPU there is one worker: measurements on one CPU would measure each other.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from workbench.measure.engine import OnProgress
 from workbench.measure.environment import gpu_names
 from workbench.measure.measurement import Measurement
 from workbench.measure.points import Failure, Point, StartEngine, measure_points
+from workbench.ray_cluster import connected
 
 Result = Measurement | Failure
 
@@ -174,7 +174,7 @@ def _on_ray(
     say: Callable[[str], None],
 ) -> Iterator[Result]:
     """Each group is a task that streams its points; this process writes them."""
-    ray = _ray(where.ray or "auto")
+    ray = connected(where.ray or "auto")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = max((node.get("GPU", 0) for node in nodes), default=0)
     cores = min((node.get("CPU", 1) for node in nodes), default=1)
@@ -218,27 +218,3 @@ def _on_ray(
 def _on_a_node(group: Group, start: StartEngine) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         yield from measure_points(group.points, start, Path(folder))
-
-
-def _ray(address: str) -> Any:
-    """The package, connected to a cluster."""
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            f"ray(={address!r}) needs the package ray",
-            remedy="Install it: pip install 'llm-workbench[ray]'.",
-        ) from None
-    if not ray.is_initialized():
-        try:
-            # Ray itself tries for more than a minute.
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            if port.isdigit():
-                socket.create_connection((host, int(port)), timeout=5).close()
-            ray.init(address=address, log_to_driver=False)
-        except OSError as error:
-            raise InputError(
-                f"ray(={address!r}): no cluster answers there",
-                remedy="Start one with `ray start --head`, or leave --ray out.",
-            ) from error
-    return ray

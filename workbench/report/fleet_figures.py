@@ -221,8 +221,14 @@ def sensitivity(tuning: Tuning) -> go.Figure:
         height=max(300, 130 + 34 * len(widest)),
         barmode="group",
     )
-    for side, name, colour in ((-1, "one step down", theme.SKY), (1, "one step up", theme.BLUE)):
+    for side, name, colour in (
+        (-1, "one step down", theme.SKY),
+        (1, "one step up", theme.BLUE),
+        (0, "the next best", theme.GREEN),
+    ):
         rows = table[table["side"] == side]
+        if side == 0 and rows.empty:
+            continue
         breaks = ~rows["keeps_slo"].astype(bool)
         figure.add_bar(
             x=100 * rows["cost_change"],
@@ -240,8 +246,8 @@ def sensitivity(tuning: Tuning) -> go.Figure:
                     "fgcolor": "white",
                 },
             },
-            customdata=rows[["won", "value"]],
-            hovertemplate="%{y} %{customdata[0]:.4g} → %{customdata[1]:.4g}: %{x:+.1f} %",
+            customdata=rows[["step"]],
+            hovertemplate="%{y} at %{customdata[0]}: %{x:+.1f} %",
         )
     return figure
 

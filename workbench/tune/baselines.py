@@ -6,7 +6,7 @@ may take as many replicas as the winner's search might have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,10 @@ from serving.errors import InfeasibleError
 from serving.plan import Plan
 from simulations.bounds import static_peak
 from simulations.clairvoyant import clairvoyant_bound
-from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
-from simulations.result import SimResult
 from simulations.traffic import Workload
-from workbench.tune.evaluate import Simulate
 from workbench.tune.rules import queue_hpas, rule_hpa
+from workbench.tune.twin import Twin
 
 CLAIRVOYANT = "clairvoyant bound"
 RANDOM = "random-search"
@@ -29,14 +27,9 @@ RANDOM = "random-search"
 
 def baselines(
     winner: Plan,
-    rivals: Sequence[Mapping[str, Any]],
-    workload: Workload,
-    latency: LatencyModel,
-    *,
+    rivals: Sequence[Plan],
+    twin: Twin,
     seeds: Sequence[int],
-    cluster: Cluster,
-    max_replicas: int,
-    simulate: Simulate,
     on_progress: Callable[[str, float], None],
 ) -> pd.DataFrame:
     """Simulate the yardsticks.
@@ -44,37 +37,35 @@ def baselines(
     The static fleet is the smallest that keeps the SLO on these very seeds: with hindsight that
     nobody has. A static fleet that cannot keep it at any size is left out.
 
-    Args:    rivals: rows of what else was simulated, before the bound.
+    Args:    rivals: whatever else the winner is held against, with its own name.
     Returns: DataFrame: name, variant, keeps_slo, and the metrics of SimResult; of the clairvoyant
              bound only gpu_hours and cost_usd.
     """
-    rows = []
+    latency = twin.ground.candidate(winner.variant.name).latency
+    max_replicas = twin.ground.most_replicas
     on_progress("static fleet of the peak", 0.0)
     try:
-        size = static_peak(winner, workload, latency, seeds=seeds, cluster=cluster)
+        size = static_peak(winner, twin.workload, latency, seeds=seeds, cluster=twin.cluster)
         plans = [_changed(winner, "static-peak", replicas=size, hpa=None)]
     except InfeasibleError:
         plans = []
     article = rule_hpa("article", winner.engine.max_num_seqs, max_replicas)
     for name, hpa in {"article-hpa": article, **queue_hpas(max_replicas)}.items():
         plans.append(_changed(winner, name, hpa=hpa.model_dump()))
-    for number, plan in enumerate(plans):
-        on_progress(plan.name, 0.4 + 0.5 * number / len(plans))
-        rows.append(row(plan, simulate(plan, workload, latency, seeds=seeds, cluster=cluster)))
+    plans.extend(rivals)
+    on_progress(f"{len(plans)} baselines", 0.4)
+    rows = [
+        {
+            "name": plan.name,
+            "variant": plan.variant.name,
+            "keeps_slo": found.keeps_slo,
+            **{name: estimate.value for name, estimate in found.metrics.items()},
+        }
+        for plan, found in zip(plans, twin.verdicts(plans, seeds), strict=True)
+    ]
     on_progress(CLAIRVOYANT, 0.9)
-    rows.extend(dict(rival) for rival in rivals)
-    rows.append(_clairvoyant(winner, workload, latency, seeds))
+    rows.append(_clairvoyant(winner, twin.workload, latency, seeds))
     return pd.DataFrame(rows)
-
-
-def row(plan: Plan, result: SimResult) -> dict[str, Any]:
-    """One row of the table."""
-    return {
-        "name": plan.name,
-        "variant": plan.variant.name,
-        "keeps_slo": result.keeps_slo,
-        **{name: estimate.value for name, estimate in result.metrics.items()},
-    }
 
 
 def _changed(plan: Plan, name: str, **fields: Any) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from serving.errors import WorkbenchError
 from serving.plan import Plan, Slo
 from simulations.engine import estimate
-from simulations.fleet import Activation, Cluster
+from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
 from simulations.promise import limits_of, lost_shares
 from simulations.result import SimResult
@@ -73,13 +73,6 @@ class Score:
     def keeps_slo(self) -> bool:
         """On every seed that was run: one that was stopped for its cost may yet be needed."""
         return not self.error and all(value <= 0 for value in self.over.values())
-
-
-def ground_of(plan: Plan, cluster: Cluster) -> Cluster:
-    """The cluster that a plan needs: one that scales to zero needs what wakes it up again."""
-    if plan.hpa is None or plan.hpa.min_replicas > 0 or cluster.activation is not None:
-        return cluster
-    return cluster.model_copy(update={"activation": Activation()})
 
 
 def score(job: Job) -> Score:

@@ -1,7 +1,9 @@
 """Where the winner stands: what one step in each parameter does to cost and SLO.
 
 A step is the next choice of an ordered parameter, one replica of a bound, and a tenth of a target's
-range on its logarithmic scale. Metric, type of metric and variant have no next one.
+range on its logarithmic scale. Of metrics and variants, which have no order, it is the next best: that
+of the best trial with another one, with that trial's own target and max_num_seqs. The type of a metric
+has no next one.
 """
 
 from __future__ import annotations
@@ -26,12 +28,40 @@ _STEPS = 10
 
 
 class Neighbour(NamedTuple):
-    """A point one step beside the winner's. Side is -1 or 1."""
+    """A point one step beside the winner's. Side is -1 or 1; 0 is the next best."""
 
     parameter: str
     side: int
     value: Any
     point: Point
+
+
+def next_best(point: Point, trials: Sequence[tuple[Point, Score]]) -> Iterator[Neighbour]:
+    """The winner with the metrics of the best trial that has others, and likewise with its variant.
+
+    The best is the cheapest that keeps the SLO; where none does, what breaks it least.
+    """
+    ran = [(other, score) for other, score in trials if not score.error]
+    for name in ("metrics", "variant"):
+        others = [trial for trial in ran if trial[0][name] != point[name]]
+        if others:
+            best = min(others, key=lambda trial: _rank(trial[1]))[0]
+            yield Neighbour(name, 0, best[name], {**point, **_own(name, best)})
+
+
+def _rank(score: Score) -> tuple[bool, float]:
+    if score.keeps_slo:
+        return False, score.metrics["gpu_hours"]
+    return True, max(score.over.values())
+
+
+def _own(name: str, point: Point) -> dict[str, Any]:
+    """What stands and falls with a choice of metrics or variant."""
+    if name == "variant":
+        parts = [seqs_name(point["variant"])]
+    else:
+        parts = [target_name(metric) for metric in point["metrics"].split(JOIN)]
+    return {part: point[part] for part in (name, *parts)}
 
 
 def neighbours_of(
@@ -68,6 +98,7 @@ def neighbours_of(
 def look_around(
     point: Point,
     result: SimResult,
+    trials: Sequence[tuple[Point, Score]],
     ground: Ground,
     seqs: Mapping[str, tuple[int, ...]],
     evaluate: Callable[[Sequence[Point]], Sequence[Score]],
@@ -77,15 +108,17 @@ def look_around(
     One is judged as a trial is, by its worst seed. Costs are compared with the winner's seed by seed.
 
     Args:    result: of the winner, over at least the seeds of `evaluate`.
+             trials: of the search, which say what the next best is.
              evaluate: gives the score of each point.
-    Returns: DataFrame, one row per neighbour: parameter, side (-1 or 1), value and won (the
-             winner's), seeds (how many were run), gpu_hours, cost_change (share of the winner's),
-             slo_attainment, keeps_slo, breaks (in words; empty where it keeps the SLO).
+    Returns: DataFrame, one row per neighbour: parameter, side (-1 or 1, or 0 for the next best), value
+             and won (the winner's), as numbers and, where they have no order, as names in `step` alone;
+             step (both in words), seeds (how many were run), gpu_hours, cost_change (share of the
+             winner's), slo_attainment, keeps_slo, breaks (in words; empty where it keeps the SLO).
     """
     winner = ground.plan_of(point)
     around = [
         near
-        for near in neighbours_of(point, ground.space, seqs)
+        for near in (*neighbours_of(point, ground.space, seqs), *next_best(point, trials))
         if _differs(near.point, ground, winner)
     ]
     scores = evaluate([near.point for near in around])
@@ -94,8 +127,9 @@ def look_around(
         {
             "parameter": _label(near.parameter),
             "side": near.side,
-            "value": float(near.value),
-            "won": float(point[near.parameter]),
+            "value": float(near.value) if near.side else np.nan,
+            "won": float(point[near.parameter]) if near.side else np.nan,
+            "step": _step(near, point),
             "seeds": len(score.hours),
             "gpu_hours": score.metrics.get("gpu_hours", np.nan),
             "cost_change": _change(score.hours, hours),
@@ -111,8 +145,8 @@ def look_around(
 def fragile(neighbours: pd.DataFrame) -> tuple[str, ...]:
     """A doubt for each neighbour that breaks the SLO."""
     return tuple(
-        f"fragile: with {row['parameter']} at {row['value']:.4g} instead of {row['won']:.4g} it"
-        f" breaks the SLO on unseen traffic ({row['breaks']})"
+        f"fragile: with {row['parameter']} at {row['step']} it breaks the SLO on unseen traffic"
+        f" ({row['breaks']})"
         for row in neighbours.to_dict("records")
         if not row["keeps_slo"]
     )
@@ -129,6 +163,13 @@ def _differs(point: Point, ground: Ground, winner: Any) -> bool:
 def _label(parameter: str) -> str:
     """Of the winner's variant alone, so its name says nothing."""
     return parameter.split(" of ")[0] if parameter.startswith("max_num_seqs of ") else parameter
+
+
+def _step(near: Neighbour, point: Point) -> str:
+    won = point[near.parameter]
+    if near.side:
+        return f"{float(near.value):.4g} instead of {float(won):.4g}"
+    return f"{near.value} instead of {won}"
 
 
 def _change(hours: Sequence[float], winner: Sequence[float]) -> float:

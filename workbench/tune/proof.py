@@ -1,4 +1,7 @@
-"""The winner: the cheapest trial that keeps the SLO on traffic that the search has not seen."""
+"""The winner: the cheapest trial that keeps the SLO on traffic that the search has not seen.
+
+That traffic has a part in the choice, so what the winner comes to is said on yet other traffic.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from serving.errors import InfeasibleError
-from serving.plan import Plan
-from simulations.promise import limits_of, reached
+from serving.plan import Plan, Slo
+from simulations.promise import broken, limits_of, reached
 from simulations.result import SimResult
 from simulations.traffic import Poisson, Workload
 from workbench.tune.evaluate import Score
 from workbench.tune.point import Ground, Point
+from workbench.tune.twin import Verdict
 
 Trial = tuple[Point, Score]
 _Near = tuple[Mapping[str, float], Trial]
@@ -26,19 +30,17 @@ _REPLAY_WARMUP_S = 3.0
 
 @dataclass(frozen=True)
 class Proven:
-    """The trial that wins, on traffic that the search has not seen.
+    """The trial that wins.
 
     Attributes:
         score: of the search, on its own seeds.
-        result: of the plan on unseen traffic.
-        passed_over: cheaper trials that kept the SLO in the search and broke it there.
+        passed_over: cheaper trials that kept the SLO in the search and broke it in the final choice.
         doubt: that nothing keeps the SLO, where the winner is only what came nearest.
     """
 
     point: Point
     score: Score
     plan: Plan
-    result: SimResult
     passed_over: int
     doubt: str = ""
 
@@ -46,15 +48,16 @@ class Proven:
 def winner(
     trials: Sequence[Trial],
     ground: Ground,
-    unseen_seeds: tuple[int, ...],
-    prove: Callable[[Plan, Sequence[int]], SimResult],
+    seeds: Sequence[int],
+    scores_of: Callable[[Plan, Sequence[int]], Sequence[Score]],
     on_progress: Callable[[str], None],
     *,
     must_keep: bool = True,
 ) -> Proven:
-    """Prove one trial after the other, the cheapest first, until one holds.
+    """Try one trial after the other on other seeds, the cheapest first, until one keeps the SLO.
 
-    Args:    prove: simulates a plan over some seeds.
+    Args:    seeds: of the final choice.
+             scores_of: simulates a plan over some seeds; the score of each.
              must_keep: False takes what came nearest where none does, with a doubt.
     Raises:  InfeasibleError: all trials failed; or none keeps the SLO, and one must.
     """
@@ -68,34 +71,45 @@ def winner(
     feasible.sort(key=lambda trial: trial[1].metrics["gpu_hours"])
     refuted: list[_Near] = []
     for rank, (point, score) in enumerate(feasible):
-        on_progress(f"unseen traffic: candidate {rank + 1} of {len(feasible)}")
+        on_progress(f"final choice: candidate {rank + 1} of {len(feasible)}")
         plan = ground.plan_of(point)
+        scores: list[Score] = []
         # Most of those that fail do so on the first seed.
-        for seeds in dict.fromkeys([unseen_seeds[:1], unseen_seeds]):
-            result = prove(plan, seeds)
-            if not result.keeps_slo:
+        for part in filter(len, (seeds[:1], seeds[1:])):
+            scores += scores_of(plan, part)
+            found = Verdict.of(scores, ground.slo)
+            if not found.keeps_slo:
                 break
         else:
-            return Proven(point, score, plan, result, passed_over=rank)
-        refuted.append((reached(result.metrics, ground.slo), (point, score)))
+            return Proven(point, score, plan, passed_over=rank)
+        if not found.error:
+            refuted.append((reached(found.metrics, ground.slo), (point, score)))
     limits = limits_of(ground.slo)
-    where = "on unseen traffic" if refuted else f"in {len(trials)} trials"
-    broken = refuted or [
+    where = "in the final choice, on other traffic," if refuted else f"in {len(trials)} trials"
+    judged = refuted or [
         ({name: limit * (1 + trial[1].over[name]) for name, limit in limits.items()}, trial)
         for trial in ran
     ]
-    nearest = min(broken, key=lambda near: _worst(near, limits)[0])
-    found, (point, score) = nearest
+    nearest = min(judged, key=lambda near: _worst(near, limits)[0])
+    came, (point, score) = nearest
     name = _worst(nearest, limits)[1]
     said = (
-        f"nothing keeps the SLO {where}: {name} came down to {found[name]:.3g},"
+        f"nothing keeps the SLO {where}: {name} came down to {came[name]:.3g},"
         f" the limit is {limits[name]:.3g}"
     )
     if must_keep:
         raise InfeasibleError(said, remedy=_remedy(name, point, score, ground.most_replicas))
-    plan = ground.plan_of(point)
     doubt = f"{said}; what came nearest is taken"
-    return Proven(point, score, plan, prove(plan, unseen_seeds), len(refuted), doubt)
+    return Proven(point, score, ground.plan_of(point), len(refuted), doubt)
+
+
+def breach(result: SimResult, slo: Slo) -> tuple[str, ...]:
+    """A doubt for each limit that the winner breaks on traffic that had no part in its choice."""
+    limits = limits_of(slo)
+    return tuple(
+        f"on unseen traffic the winner breaks the SLO ({name} {value:.3g}, limit {limits[name]:.3g})"
+        for name, value in broken(result.metrics, slo).items()
+    )
 
 
 def _worst(near: _Near, limits: Mapping[str, float]) -> tuple[float, str]:

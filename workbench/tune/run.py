@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from serving.errors import InfeasibleError, InputError, MeasurementError
-from serving.plan import EngineArgs, Plan, Slo
+from serving.plan import EngineArgs, Slo
 from simulations.fleet import Cluster
 from simulations.predict import predict
-from simulations.result import SimResult
 from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
-from workbench.tune.admit import admit
-from workbench.tune.baselines import RANDOM, baselines, row
+from workbench.tune.admit import Admitted, admit
+from workbench.tune.baselines import RANDOM, baselines
 from workbench.tune.candidate import Candidate
-from workbench.tune.evaluate import Job, Score, Simulate, ground_of
+from workbench.tune.evaluate import Job, Score, Simulate
 from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
-from workbench.tune.proof import Proven, replay, winner
+from workbench.tune.proof import Proven, Trial, breach, replay, winner
 from workbench.tune.rules import first_points
 from workbench.tune.search import Objective, Sampler, Search, scores_of
 from workbench.tune.space import SearchSpace
 from workbench.tune.tuning import Tuning
+from workbench.tune.twin import Twin
 from workbench.tune.unseen import COLUMNS
+from workbench.tune.workers import workers
 
 OnProgress = Callable[[str, float], None]
-_SIZED, _SEARCHED, _PROVEN, _AROUND = 0.05, 0.7, 0.75, 0.85
+_SIZED, _SEARCHED, _CHOSEN, _PROVEN, _AROUND = 0.05, 0.7, 0.73, 0.76, 0.85
 """Share of the work done after each part."""
 
 
@@ -42,6 +44,7 @@ def tune(
     space: SearchSpace | None = None,
     trials: int = 40,
     seeds: Sequence[int] = (0, 1),
+    choice_seeds: Sequence[int] = (50, 51, 52),
     unseen_seeds: Sequence[int] = (100, 101, 102),
     storage: Path,
     cluster: Cluster | None = None,
@@ -49,6 +52,8 @@ def tune(
     sampler: Sampler = "tpe",
     objective: Objective = "cost",
     n_jobs: int = 1,
+    ray: str | None = None,
+    at_once: int = 4,
     neighbour_seeds: int | None = None,
     random_baseline: bool = False,
     gpu_usd_per_hour: float = 2.5,
@@ -62,9 +67,11 @@ def tune(
     The SLO, lost requests included, is a constraint of the search, never part of what is minimised:
     a trial keeps it where its worst seed does. A trial that clearly breaks it, or clearly costs more
     than the best so far on the same seeds, ends early; one that raises has failed. The winner is the
-    cheapest trial that also keeps the SLO on traffic that the search has not seen, by the upper end
-    of the interval; where the cheapest does not, the next is taken. The same seed gives the same
-    winner, whatever `n_jobs`, and also where a run was killed and taken up again; `trials` counts
+    cheapest trial that also keeps the SLO on the traffic of `choice_seeds`, by the upper end of the
+    interval; where the cheapest does not, the next is taken. What it comes to is then said on the
+    traffic of `unseen_seeds`, which had a part in nothing: no figure flatters itself by having been
+    chosen, and a winner that breaks the SLO there has a doubt. The same seed gives the same winner,
+    whatever `n_jobs` and `ray`, and also where a run was killed and taken up again; `trials` counts
     from the first run.
 
     Args:    candidates: variants with their latency models; those that lose more quality than the
@@ -78,7 +85,11 @@ def tune(
              objective: `front` searches for the best of cost against attainment, without racing;
                  `Tuning.front()` is what it finds, and the winner is chosen as ever; where nothing
                  keeps the SLO it is what came nearest, and `Tuning.own_doubts` says so.
-             n_jobs: processes that simulate.
+             n_jobs: processes that simulate; where one dies, its trial has failed.
+             ray: address of a Ray cluster whose CPUs simulate, in place of n_jobs ("auto": the one of
+                 this host).
+             at_once: trials that are asked for together, knowing what came of those before. Results
+                 depend on it, unlike on the number of workers, of which more have nothing to do.
              neighbour_seeds: on so many of the unseen seeds are the neighbours of the winner tried, one
                  step in each free parameter; None is all, 0 is no look at them.
              random_baseline: search at random too, as many trials, and put the best beside the other
@@ -89,10 +100,12 @@ def tune(
     Raises:  InfeasibleError: nothing keeps the SLO, and the objective is `cost`; says what came
                  nearest and what to change.
              MeasurementError: a latency model with doubts, and no force.
-             InputError: candidates twice, no seeds, or seeds of the search among the unseen.
+             InputError: candidates twice, seeds missing or for two purposes, or no Ray cluster at that
+                 address.
     """
     say = on_progress or (lambda doing, share: None)
-    _check(candidates, trials, seeds, unseen_seeds)
+    _check(candidates, trials, at_once)
+    _check_seeds(seeds=seeds, choice_seeds=choice_seeds, unseen_seeds=unseen_seeds)
     space = SearchSpace() if space is None else space
     _check_variants(candidates, space)
     for candidate in () if force else candidates:
@@ -102,118 +115,106 @@ def tune(
                 f" {candidate.latency.doubts[0]}",
                 remedy="Measure and fit again, or force it.",
             )
-    cluster = Cluster() if cluster is None else cluster
-    say("sizing the search", 0.0)
-    admitted = admit(candidates, workload, slo, engine, space)
-    ground = Ground(
-        candidates=admitted.candidates,
-        engine=engine,
-        slo=slo,
-        space=space.sized(admitted.peak_replicas, engine, workload),
-        gpu_usd_per_hour=gpu_usd_per_hour,
-        gpus_per_replica=gpus_per_replica,
-    )
-
-    def job(point: Point, incumbent: tuple[float, ...], over: Sequence[int] = tuple(seeds)) -> Job:
-        latency = ground.candidate(point["variant"]).latency
-        plan = ground.plan_of(point)
-        where = ground_of(plan, cluster)
-        # A front needs every seed of every trial, or its points could not be compared.
-        race = objective == "cost"
-        return Job(plan, workload, latency, tuple(over), where, simulate, incumbent, race)
-
-    first = list(
-        first_points(
-            ground.space,
-            admitted.fastest,
-            admitted.seqs[admitted.fastest][0],
-            admitted.peak_replicas,
+    with workers(n_jobs, ray) as run:
+        say("sizing the search", 0.0)
+        admitted = admit(candidates, workload, slo, engine, space)
+        ground = Ground(
+            candidates=admitted.candidates,
+            engine=engine,
+            slo=slo,
+            space=space.sized(admitted.peak_replicas, engine, workload),
+            gpu_usd_per_hour=gpu_usd_per_hour,
+            gpus_per_replica=gpus_per_replica,
         )
-    )
+        twin = Twin(ground, workload, cluster or Cluster(), simulate, run)
 
-    def search_by(sampler: Sampler, objective: Objective, first: Sequence[Point]) -> Search:
-        how = f"{sampler} {objective}" + ("" if first else " from nothing")
-        return Search(
-            storage,
-            _study_name(ground, workload, cluster, seeds, seed, how),
-            lambda trial: draw(trial, ground.space, admitted.seqs),
-            first=[parameters(point, ground.space, admitted.seqs) for point in first],
-            seed=seed,
-            sampler=sampler,
-            objective=objective,
+        def job(point: Point, incumbent: tuple[float, ...]) -> Job:
+            # A front needs every seed of every trial, or its points could not be compared.
+            race = objective == "cost"
+            return twin.job(ground.plan_of(point), seeds, incumbent, race=race)
+
+        def search_by(sampler: Sampler, objective: Objective, first: Sequence[Point]) -> Search:
+            how = f"{sampler} {objective}, {at_once} at once" + ("" if first else ", from nothing")
+            return Search(
+                storage,
+                _study_name(twin, seeds, seed, how),
+                lambda trial: draw(trial, ground.space, admitted.seqs),
+                first=[parameters(point, ground.space, admitted.seqs) for point in first],
+                seed=seed,
+                sampler=sampler,
+                objective=objective,
+                at_once=at_once,
+            )
+
+        def best_of(tried: Sequence[Trial], *, must_keep: bool) -> Proven:
+            return winner(
+                tried,
+                ground,
+                choice_seeds,
+                lambda plan, over: twin.scores([plan], over)[0],
+                lambda doing: say(doing, _SEARCHED),
+                must_keep=must_keep,
+            )
+
+        search = search_by(sampler, objective, _start(admitted, ground))
+        search.run(trials, job, run=run, on_trial=_teller(say, trials))
+        tried = search.trials()
+        proven = best_of(tried, must_keep=objective == "cost")
+        rivals = []
+        if random_baseline:
+            at_random = search_by("random", "cost", [])
+            at_random.run(trials, job, run=run, on_trial=_at_random(say, trials))
+            with suppress(InfeasibleError):  # all of its trials failed
+                rival = best_of(at_random.trials(), must_keep=False).plan
+                rivals = [rival.model_copy(update={"name": RANDOM})]
+        say("the winner on unseen traffic", _CHOSEN)
+        won = proven.plan
+        result = twin.result(won, unseen_seeds)
+        around = unseen_seeds[:neighbour_seeds]
+
+        def evaluate(points: Sequence[Point]) -> list[Score]:
+            say(f"{len(points)} neighbours of the winner", _PROVEN)
+            return scores_of(points, lambda point, _: twin.job(ground.plan_of(point), around), run)
+
+        neighbours = (
+            look_around(proven.point, result, tried, ground, admitted.seqs, evaluate)
+            if around
+            else pd.DataFrame(columns=COLUMNS)
+        )
+        latency = ground.candidate(won.variant.name).latency
+        return Tuning(
+            winner=won,
+            winner_result=result,
+            prediction=predict(won, latency, replay(result, workload)),
+            trials=search.table(),
+            baselines=baselines(
+                won,
+                rivals,
+                twin,
+                unseen_seeds,
+                lambda doing, share: say(doing, _AROUND + (1 - _AROUND) * share),
+            ),
+            rejected=admitted.rejected,
+            own_doubts=(proven.doubt,)
+            if proven.doubt
+            else (*breach(result, slo), *fragile(neighbours)),
+            seen=proven.score.metrics,
+            seen_seeds=len(proven.score.hours),
+            passed_over=proven.passed_over,
+            neighbours=neighbours,
         )
 
-    search = search_by(sampler, objective, first)
-    search.run(trials, job, n_jobs=n_jobs, on_trial=_teller(say, trials))
 
-    def prove(plan: Plan, over: Sequence[int]) -> SimResult:
-        latency = ground.candidate(plan.variant.name).latency
-        return simulate(plan, workload, latency, seeds=over, cluster=ground_of(plan, cluster))
-
-    def best_of(search: Search, *, must_keep: bool) -> Proven:
-        return winner(
-            [(point, found) for _, point, found in search.scores()],
-            ground,
-            tuple(unseen_seeds),
-            prove,
-            lambda doing: say(doing, _SEARCHED),
-            must_keep=must_keep,
-        )
-
-    proven = best_of(search, must_keep=objective == "cost")
-    rivals = []
-    if random_baseline:
-        at_random = search_by("random", "cost", [])
-        at_random.run(trials, job, n_jobs=n_jobs, on_trial=_at_random(say, trials))
-        try:
-            rival = best_of(at_random, must_keep=False)
-            rivals = [row(rival.plan, rival.result) | {"name": RANDOM}]
-        except InfeasibleError:  # all of its trials failed
-            pass
-    won, result = proven.plan, proven.result
-    latency = ground.candidate(won.variant.name).latency
-    around = tuple(unseen_seeds)[:neighbour_seeds]
-
-    def evaluate(points: Sequence[Point]) -> list[Score]:
-        say(f"{len(points)} neighbours of the winner", _PROVEN)
-        return scores_of(points, lambda point, _: job(point, (), around), n_jobs=n_jobs)
-
-    neighbours = (
-        look_around(proven.point, result, ground, admitted.seqs, evaluate)
-        if around
-        else pd.DataFrame(columns=COLUMNS)
-    )
-    doubts = (proven.doubt,) if proven.doubt else fragile(neighbours)
-    return Tuning(
-        winner=won,
-        winner_result=result,
-        prediction=predict(won, latency, replay(result, workload)),
-        trials=search.table(),
-        baselines=baselines(
-            won,
-            rivals,
-            workload,
-            latency,
-            seeds=tuple(unseen_seeds),
-            cluster=cluster,
-            max_replicas=ground.most_replicas,
-            simulate=simulate,
-            on_progress=lambda doing, share: say(doing, _AROUND + (1 - _AROUND) * share),
-        ),
-        rejected=admitted.rejected,
-        own_doubts=doubts,
-        seen=proven.score.metrics,
-        seen_seeds=len(proven.score.hours),
-        passed_over=proven.passed_over,
-        neighbours=neighbours,
-    )
+def _start(admitted: Admitted, ground: Ground) -> list[Point]:
+    """The rules of practice, on the fastest variant."""
+    seqs = admitted.seqs[admitted.fastest][0]
+    return list(first_points(ground.space, admitted.fastest, seqs, admitted.peak_replicas))
 
 
 def _check(
     candidates: Sequence[Candidate],
     trials: int,
-    seeds: Sequence[int],
-    unseen_seeds: Sequence[int],
+    at_once: int,
 ) -> None:
     names = [candidate.variant.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
@@ -223,12 +224,17 @@ def _check(
         )
     if trials < 1:
         raise InputError(f"trials(={trials}) must be >= 1", remedy="A search takes some 40.")
-    both = sorted(set(seeds) & set(unseen_seeds))
-    if not seeds or not unseen_seeds or both:
+    if at_once < 1:
+        raise InputError(f"at_once(={at_once}) must be >= 1", remedy="4 is usual.")
+
+
+def _check_seeds(**purposes: Sequence[int]) -> None:
+    drawn = [seed for seeds in purposes.values() for seed in seeds]
+    if not all(purposes.values()) or len(set(drawn)) < len(drawn):
+        said = ", ".join(f"{name}(={tuple(seeds)})" for name, seeds in purposes.items())
         raise InputError(
-            f"seeds(={tuple(seeds)}) and unseen_seeds(={tuple(unseen_seeds)}) must have at least one"
-            " each and none in common",
-            remedy="A winner is proven on traffic that the search has not seen.",
+            f"{said} must have at least one each and none twice",
+            remedy="A winner is chosen and judged on traffic that the search has not seen.",
         )
 
 
@@ -243,15 +249,13 @@ def _check_variants(candidates: Sequence[Candidate], space: SearchSpace) -> None
 
 
 def _study_name(
-    ground: Ground,
-    workload: Workload,
-    cluster: Cluster,
+    twin: Twin,
     seeds: Sequence[int],
     seed: int,
     how: str,
 ) -> str:
     """Searches of anything else must not share trials."""
-    parts = [v.model_dump_json() for v in (ground, workload, cluster)] + [
+    parts = [v.model_dump_json() for v in (twin.ground, twin.workload, twin.cluster)] + [
         f"{tuple(seeds)} {seed} {how}"
     ]
     return f"tune-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"

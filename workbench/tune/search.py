@@ -1,18 +1,18 @@
 """The Optuna study: stored, resumable, the same in sequence and in parallel.
 
-Trials are asked for in batches of a fixed size and told together, and the sampler of each batch is
-seeded by how many trials came before it. So the result depends neither on how many processes run
-the batch nor on whether the search was killed: what a dead run left RUNNING is marked failed, and
-its batch is asked for again.
+Trials are asked for in batches of a fixed size and told together, in order, and the sampler of each
+batch is seeded by how many trials came before it. So the result depends neither on who runs the batch
+(how many processes, or a Ray cluster) nor on whether the search was killed: what a dead run left
+RUNNING is marked failed, and its batch is asked for again. Within a batch TPE counts the trials before
+that have no result yet among the bad ones (constant liar), so that they do not all go to one place;
+the random sampler looks at none.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from serving.values import one_line
-from workbench.tune.evaluate import Job, Score, failed, score
+from workbench.tune.evaluate import Job, Score, failed
 from workbench.tune.point import JOIN, Point, Suggester, target_name
+from workbench.tune.workers import Run
 
-BATCH = 4
 _EI_CANDIDATES = 100
 """More than Optuna's 24: a dozen parameters are chosen together."""
 _SCORE = "score"
@@ -45,6 +45,7 @@ class Search:
              seed: the same seed gives the same trials.
              sampler: who chooses after the first.
              objective: `cost`, the SLO being a constraint; or `front`: cost against attainment.
+             at_once: trials in a batch; more workers have nothing to do.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Search:
         seed: int,
         sampler: Sampler = "tpe",
         objective: Objective = "cost",
+        at_once: int = 4,
     ) -> None:
         import optuna
 
@@ -65,6 +67,7 @@ class Search:
         self._seed = seed
         self._sampler = sampler
         self._objective = objective
+        self._at_once = at_once
         with _quiet():
             self._study = optuna.create_study(
                 storage=_storage(storage),
@@ -79,20 +82,21 @@ class Search:
         trials: int,
         job: Callable[[Point, tuple[float, ...]], Job],
         *,
-        n_jobs: int,
+        run: Run,
         on_trial: OnTrial,
     ) -> None:
         """Go on until so many trials are finished.
 
         Args:    job: of a point, and the incumbent's GPU hours by seed; where it refuses the point,
                      the trial has failed.
+                 run: whoever does the work (workbench/tune/workers.py).
                  on_trial: called with how many are finished, and the last one's score.
         """
         done = len(self._finished())
         on_trial(done, None)
-        with _quiet(), _workers(n_jobs) as run:
+        with _quiet():
             while done < trials:
-                asked = self._ask(min(BATCH, trials - done), done)
+                asked = self._ask(min(self._at_once, trials - done), done)
                 best = self._incumbent()
                 jobs = [_made(job, point, best) for _, point in asked]
                 scores = []
@@ -103,17 +107,17 @@ class Search:
                     self._tell(trial, point, found)
                 done += len(asked)
 
-    def scores(self) -> list[tuple[int, Point, Score]]:
-        """(number, point, score) of every finished trial, in order; numbers count from 0."""
+    def trials(self) -> list[tuple[Point, Score]]:
+        """Point and score of every finished trial, in order."""
         return [
-            (number, trial.user_attrs[_POINT], Score(**trial.user_attrs[_SCORE]))
-            for number, trial in enumerate(self._finished())
+            (trial.user_attrs[_POINT], Score(**trial.user_attrs[_SCORE]))
+            for trial in self._finished()
         ]
 
     def table(self) -> pd.DataFrame:
         """One row per finished trial: number, state, its metrics, keeps_slo, and its point."""
         rows = []
-        for number, point, found in self.scores():
+        for number, (point, found) in enumerate(self.trials()):
             where = dict(point)
             metric = where.pop("metrics")
             rows.append(
@@ -135,7 +139,7 @@ class Search:
 
     def _incumbent(self) -> tuple[float, ...]:
         """GPU hours by seed of the cheapest trial that keeps the SLO on every seed."""
-        kept = [s for _, _, s in self.scores() if s.keeps_slo and not s.stopped]
+        kept = [s for _, s in self.trials() if s.keeps_slo and not s.stopped]
         return min((tuple(s.hours) for s in kept), key=sum, default=())
 
     # -- storage ---------------------------------------------------------------------------------
@@ -193,11 +197,10 @@ class Search:
 
 
 def scores_of(
-    points: Sequence[Point], job: Callable[[Point, tuple[float, ...]], Job], *, n_jobs: int
+    points: Sequence[Point], job: Callable[[Point, tuple[float, ...]], Job], run: Run
 ) -> list[Score]:
     """Scores of points that no search has asked for, raced against none."""
-    with _workers(n_jobs) as run:
-        return list(run([_made(job, point, ()) for point in points]))
+    return list(run([_made(job, point, ()) for point in points]))
 
 
 def _plain(found: Score) -> dict[str, Any]:
@@ -217,10 +220,6 @@ def _made(
         return job(point, best)
     except ValidationError as error:
         return failed(one_line(error))
-
-
-def _run(job: Job | Score) -> Score:
-    return job if isinstance(job, Score) else score(job)
 
 
 def _storage(path: Path) -> Any:
@@ -250,17 +249,6 @@ def _sampler(name: Sampler, seed: int, *, startup: int) -> Any:
         n_ei_candidates=_EI_CANDIDATES,
         n_startup_trials=startup,
     )
-
-
-@contextmanager
-def _workers(n_jobs: int) -> Iterator[Callable[[Sequence[Job | Score]], Iterator[Score]]]:
-    """Something that runs jobs and gives their scores in order."""
-    if n_jobs == 1:
-        yield lambda jobs: map(_run, jobs)
-        return
-    # Spawned: a forked child would share the parent's connection to the storage.
-    with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
-        yield lambda jobs: pool.map(_run, jobs)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from serving.values import Estimate, doubted_html, one_line
 from simulations.result import Prediction, SimResult
 from workbench.tune.unseen import COLUMNS, generalisation, generalisation_in_words
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _TABLES = ("trials", "baselines", "neighbours", "per_seed", "timeline", "alerts")
 _SHOWN = ["name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo"]
 
@@ -29,19 +29,20 @@ class Tuning:
     """The winner of a search, and what it is held against.
 
     Attributes:
-        winner: the cheapest plan that keeps the SLO on traffic that the search had not seen.
-        winner_result: of the winner on that traffic.
+        winner: the cheapest plan that keeps the SLO on the seeds of the final choice, which the search
+            had not seen.
+        winner_result: of the winner on unseen traffic: that of neither the search nor the choice.
         prediction: what one replica of the winner will show under a replay of its busy hour.
         trials: one row per trial, on the seeds of the search: number, state, metrics, keeps_slo
             (worst seed within every limit), over_limit, seeds_run, error, metric, target, and the
             point in the space.
-        baselines: on the same unseen traffic as the winner: name, variant, keeps_slo, and the
+        baselines: on that same unseen traffic as the winner: name, variant, keeps_slo, and the
             metrics of SimResult.
         rejected: variants that were not searched, with the reason.
         own_doubts: what speaks against the winner itself, however good the measurements are: it is
-            fragile, as neighbours break the SLO, or does not keep the SLO at all.
+            fragile, as neighbours break the SLO, or does not keep the SLO on unseen traffic or at all.
         seen: {name: mean} of the winner on the search's own seeds, of which `seen_seeds` were run.
-        passed_over: cheaper trials that kept the SLO in the search and broke it on unseen traffic.
+        passed_over: cheaper trials that kept the SLO in the search and broke it in the final choice.
         neighbours: one step in each free parameter, on unseen traffic (workbench/tune/neighbours.py).
     """
 

@@ -10,7 +10,7 @@ from simulations.result import SimResult
 
 _COMPARED = ("gpu_hours", "cost_usd", "slo_attainment", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s")
 COLUMNS = [
-    *("parameter", "side", "value", "won", "seeds"),
+    *("parameter", "side", "value", "won", "step", "seeds"),
     *("gpu_hours", "cost_change", "slo_attainment", "keeps_slo", "breaks"),
 ]
 """Of the winner's neighbours."""
@@ -52,8 +52,8 @@ def generalisation_in_words(table: pd.DataFrame, seeds: tuple[int, int], passed_
     if passed_over:
         several = "trials" if passed_over > 1 else "trial"
         said += (
-            f" {passed_over} cheaper {several} kept the SLO in the search and broke it there, so"
-            " that traffic has had a part in the choice."
+            f" {passed_over} cheaper {several} kept the SLO in the search and broke it on the seeds"
+            " of the final choice, which are others again."
         )
     return said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,24 @@ def simulate(
         alerts=pd.DataFrame({"alert": pd.Series(dtype=str)}),
         keeps_slo=not broken(metrics, plan.slo),
     )
+
+
+def killing(plan: Plan, *args: Any, **kwargs: Any) -> SimResult:
+    """Whoever simulates a fleet with a warm spare is killed, as the kernel does for want of memory."""
+    if plan.warm_spares == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return simulate(plan, *args, **kwargs)
+
+
+def telling_where(*args: Any, **kwargs: Any) -> SimResult:
+    """Slow enough for both nodes to get something to do; GPU hours tell which it was."""
+    import ray
+
+    time.sleep(0.5)
+    result = simulate(*args, **kwargs)
+    node = float(int(ray.get_runtime_context().get_node_id()[:8], 16))
+    hours = {"gpu_hours": Estimate(value=node, low=node, high=node, n=1)}
+    return SimResult(**(vars(result) | {"metrics": {**result.metrics, **hours}}))
 
 
 def search(folder: Path, **changes: Any) -> Tuning:

@@ -17,9 +17,9 @@ from tests.workbench.tune import stub
 from tests.workbench.tune.stub import candidate, search
 from workbench.tune import SearchSpace, TargetRange
 from workbench.tune.admit import admit
-from workbench.tune.evaluate import ground_of
 from workbench.tune.point import Ground, Point, draw, parameters
 from workbench.tune.rules import first_points
+from workbench.tune.twin import cluster_of
 
 SEQS = {"parent": (8, 4), "int8": (8, 2)}
 FREE = SearchSpace(
@@ -170,11 +170,11 @@ def test_a_fleet_that_scales_to_zero_is_woken_up() -> None:
     space = sized(SearchSpace(sources=("External",), scale_to_zero=(True,)))
     point: Point = draw(Dice(0), space, SEQS)
     plan = ground(space).plan_of(point)
-    assert ground_of(plan, Cluster()).activation == Activation()
+    assert cluster_of(plan, Cluster()).activation == Activation()
     slow = Cluster(activation=Activation(cooldown_s=900))
-    assert ground_of(plan, slow) == slow
+    assert cluster_of(plan, slow) == slow
     never = ground(sized(SearchSpace())).plan_of(draw(Dice(0), sized(SearchSpace()), SEQS))
-    assert ground_of(never, Cluster()).activation is None
+    assert cluster_of(never, Cluster()).activation is None
 
 
 def test_a_file_fixes_and_frees(tmp_path: Path) -> None:
