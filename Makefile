@@ -25,9 +25,10 @@ lint: .venv/.installed  ## ruff and mypy
 test: lint  ## everything: lint, types, unit, theory, property and contract tests, real vLLM, notebooks
 	$(BIN)/pytest --nbmake notebooks tests
 
-bench: .venv/.installed  ## performance: the engine twin, a day of a fleet, the load client alone and beside `vllm bench serve`
+bench: .venv/.installed  ## performance: the twin, a day of a fleet, a search, the load client, the gateway, each beside its peers
 	$(BIN)/python -m benchmarks.twin
 	$(BIN)/python -m benchmarks.fleet_day
+	$(BIN)/python -m benchmarks.tune_day
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.vllm_bench
 	$(BIN)/python -m benchmarks.gateway
