@@ -28,7 +28,7 @@ test: lint  ## everything: lint, types, unit, theory, property and contract test
 bench: .venv/.installed  ## performance: the twin, a day of a fleet, a search, the load client, the gateway, each beside its peers
 	$(BIN)/python -m benchmarks.twin
 	$(BIN)/python -m benchmarks.fleet_day
-	$(BIN)/python -m benchmarks.tune_day
+	$(BIN)/python -m benchmarks.tune_day 4
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.vllm_bench
 	$(BIN)/python -m benchmarks.gateway
