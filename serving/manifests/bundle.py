@@ -3,140 +3,144 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection
 from typing import Any
 
 import yaml
 
-from serving.errors import BundleError
-from serving.manifests import kubernetes, monitoring
+from serving.manifests import (
+    alert_cases,
+    autoscaling,
+    dashboard,
+    gateway,
+    images,
+    monitoring,
+    names,
+    templates,
+    vllm,
+)
+from serving.manifests.images import Images
+from serving.manifests.kustomize import TRACK, kustomizations, network_policies
+from serving.manifests.leaks import refuse_secrets
 from serving.manifests.limits import refuse_what_cannot_run
 from serving.plan import Plan
 
-KUSTOMIZATION = "kubernetes/kustomization.yaml"
-UNSET_DIGEST = "IMAGE_DIGEST"
-"""Stands where a digest belongs: no image can be pulled by this name, so that nothing drifts."""
-_IMAGE = "vllm-image"
-_DEFAULT_NAME = "vllm/vllm-openai"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_PINNED = re.compile(rf"(?P<name>([^\s@/]+/)*[^\s@/:]+)@(?P<digest>{_DIGEST.pattern})")
+_POD = 'pod="vllm-0"'
+"""Of the replica that the exported tests of the alerts are about."""
 
 
-def render(plan: Plan, *, image: str | None = None) -> dict[str, str]:
+def render(plan: Plan, *, chosen: Images | None = None, weights: str = "") -> dict[str, str]:
     """The files that deploy a plan, by their path in the bundle.
 
     A model without a revision lies in the bundle's folder `model`; one with a revision is fetched
     from its hub.
 
-    Args:    image: the vLLM image, pinned by digest; None leaves it to be set in the kustomization.
-    Raises:  BundleError: an image that is not pinned, or a fleet that Kubernetes cannot run.
+    Args:    chosen: container images, pinned by digest; those left out are set in the bundle.
+             weights: digest of the model in the bundle.
+    Raises:  BundleError: an image that is not pinned, a fleet that Kubernetes cannot run, or a secret.
     """
-    pinned = None if image is None else _PINNED.fullmatch(image)
-    if image is not None and pinned is None:
-        raise BundleError(
-            f"image(={image!r}) is not pinned by digest alone",
-            remedy="Write it as name@sha256:<64 hex digits>, without a tag; tags move.",
-        )
     refuse_what_cannot_run(plan)
-    objects = {
-        "deployment": kubernetes.deployment(plan, _IMAGE),
-        "service": kubernetes.service(plan),
-        "hpa": kubernetes.autoscaler(plan),
-        "pdb": kubernetes.disruption_budget(plan),
-        "network-policy": kubernetes.network_policy(plan),
-        "service-monitor": monitoring.service_monitor(plan),
-        "prometheus-rules": monitoring.prometheus_rule(plan),
+    chosen = chosen or Images()
+    files = {
+        **_templates(plan, chosen),
+        **{path: dumped(value) for path, value in _objects(plan).items()},
+        **{path: _json(value) for path, value in _json_files(plan, weights).items()},
+        **images.files(chosen),
     }
-    files = {f"kubernetes/{key}.yaml": _yaml(value) for key, value in objects.items() if value}
-    pin = {
-        "name": _IMAGE,
-        "newName": pinned["name"] if pinned else _DEFAULT_NAME,
-        "digest": pinned["digest"] if pinned else UNSET_DIGEST,
-    }
-    files[KUSTOMIZATION] = _yaml(_kustomization(files, pin))
-    files["monitoring/prometheus-adapter.yaml"] = _yaml(monitoring.adapter_rules(plan))
-    files["monitoring/prometheus.yml"] = _yaml(monitoring.scrape_config())
-    files["monitoring/rules.yml"] = _yaml(monitoring.rule_groups(plan))
-    files["compose.yaml"] = _yaml(_compose(plan, image))
-    files["serve.json"] = json.dumps(_serve(plan), indent=2) + "\n"
+    refuse_secrets(files)
     return dict(sorted(files.items()))
 
 
-def check_kustomization(text: str, paths: Collection[str]) -> str | None:
-    """Check the one file that ops may edit: nothing but the image, and that pinned.
-
-    Args:    paths: every path in the bundle.
-    Returns: the image, pinned; None where it is still to be set.
-    Raises:  BundleError: an image that can move, or anything else that was changed.
-    """
-    try:
-        found = yaml.safe_load(text)
-        (pin,) = found["images"]
-        name, digest = pin["newName"], pin["digest"]
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise BundleError(
-            f"{KUSTOMIZATION} does not pin one image by newName and digest",
-            remedy=f"Run `kustomize edit set image {_IMAGE}=NAME@sha256:DIGEST` on the original.",
-        ) from error
-    set_here = digest != UNSET_DIGEST
-    if set_here and not _PINNED.fullmatch(f"{name}@{digest}"):
-        raise BundleError(
-            f"{KUSTOMIZATION}: digest(={digest!r}) of {name!r} pins nothing",
-            remedy="Set it to sha256:<64 hex digits>, without a tag; tags move.",
-        )
-    own = {"name": _IMAGE, "newName": name, "digest": digest}
-    if found != _kustomization([path for path in paths if path != KUSTOMIZATION], own):
-        raise BundleError(
-            f"{KUSTOMIZATION} is changed in more than its image",
-            remedy="Export the bundle again, and put changes into an overlay.",
-        )
-    return f"{name}@{digest}" if set_here else None
-
-
-def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, sort_keys=False, width=100)
+def dumped(value: Any) -> str:
+    """YAML, in the order given and without anchors."""
+    text: str = yaml.dump(value, Dumper=_Plain, sort_keys=False, width=100)
     return text
 
 
-def _kustomization(paths: Collection[str], pin: dict[str, str]) -> dict[str, Any]:
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _templates(plan: Plan, chosen: Images) -> dict[str, str]:
+    values = _values(plan, chosen)
+    folders = [
+        *("base/vllm", "base/gateway", "alternatives/redis", "alternatives/argo-rollouts"),
+        *("alternatives/gateway-api", "proxy", "logs", "docker", "monitoring", "runbooks"),
+    ]
+    found = [path for folder in folders for path in templates.paths(folder)]
+    found += [f"base/network/{name}" for name in network_policies(plan)]
+    if not vllm.is_local(plan):
+        found.remove("base/vllm/model-volume.yaml")
+    return {path: templates.fill(path, values) for path in [*found, "compose.yaml"]}
+
+
+def _values(plan: Plan, chosen: Images) -> dict[str, Any]:
+    """What the templates' placeholders stand for."""
+    canary = f'pod=~"{names.app_name(plan)}-{{{{args.canary-hash}}}}-.*"'
+    python = chosen.python and images.split(chosen.python)
+    volumes = ["cache:/cache"]
+    if vllm.is_local(plan):
+        volumes.append(f"./model:{vllm.MODEL_PATH}:ro")
     return {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": sorted(
-            path.removeprefix("kubernetes/") for path in paths if path.startswith("kubernetes/")
+        "app": names.app_name(plan),
+        "gateway": names.gateway_name(plan),
+        "redis": names.redis_name(plan),
+        "vllm_labels": names.vllm_labels(plan),
+        "stable_labels": names.vllm_labels(plan) | {TRACK: "stable"},
+        "gateway_labels": names.gateway_labels(plan),
+        "gateway_role": names.gateway_role(plan),
+        "redis_labels": names.redis_labels(plan),
+        "part_labels": names.part_labels(plan),
+        "port": names.VLLM_PORT,
+        "gateway_port": names.GATEWAY_PORT,
+        "gateway_port_2": names.GATEWAY_PORT + 1,
+        "server": vllm.SERVER,
+        "arguments": vllm.container_arguments(plan),
+        "environment": vllm.environment(plan),
+        "volumes": volumes,
+        "warm_up": {"model": plan.variant.name, "prompt": "Hello", "max_tokens": 1},
+        "gpus": plan.gpus_per_replica,
+        "grace_s": vllm.GRACE_S,
+        "pre_stop_s": vllm.PRE_STOP_S,
+        "gateway_grace_s": gateway.GRACE_S,
+        "scrape_interval": monitoring.SCRAPE_INTERVAL,
+        "prometheus_url": names.PROMETHEUS_URL,
+        "min_sample": monitoring.MIN_SAMPLE,
+        "canary_errors": monitoring.canary_errors(canary),
+        "canary_ttft": monitoring.canary_ttft(canary),
+        **monitoring.canary_limits(plan),
+        "python_image": python[0] if python else "python",
+        "python_digest": python[1].removeprefix("sha256:") if python else images.UNSET_DIGEST,
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _json_files(plan: Plan, weights: str) -> dict[str, Any]:
+    return {
+        "base/gateway/settings.json": gateway.settings(plan, weights),
+        "base/monitoring/dashboard.json": dashboard.dashboard(plan),
+        "serve.json": vllm.without_containers(plan),
+    }
+
+
+def _objects(plan: Plan) -> dict[str, Any]:
+    """What is made of data rather than of a template."""
+    found = {
+        **kustomizations(plan),
+        "base/monitoring/prometheus-rule.yaml": monitoring.prometheus_rule(plan),
+        "monitoring/alerts.yml": monitoring.rule_groups(),
+        "monitoring/alerts_test.yml": alert_cases.promtool_tests(
+            "alerts.yml", "", alert_cases.cases(_POD)
         ),
-        "images": [pin],
+        "monitoring/prometheus-adapter.yaml": autoscaling.adapter_rules(plan),
+        "monitoring/prometheus.yml": monitoring.scrape_config(),
     }
-
-
-def _compose(plan: Plan, image: str | None) -> dict[str, Any]:
-    gpu = {"driver": "nvidia", "count": plan.gpus_per_replica, "capabilities": ["gpu"]}
-    vllm: dict[str, Any] = {
-        "image": image or "${VLLM_IMAGE:?set an image pinned by digest}",
-        "entrypoint": kubernetes.SERVER,
-        "command": kubernetes.container_arguments(plan),
-        "environment": kubernetes.environment(plan),
-        "ports": [f"127.0.0.1:{kubernetes.PORT}:{kubernetes.PORT}"],
-        "shm_size": "2gb",
-        "stop_grace_period": f"{kubernetes.GRACE_S}s",
-        "volumes": ["cache:/cache"],
-        "deploy": {"resources": {"reservations": {"devices": [gpu]}}},
-    }
-    if kubernetes.is_local(plan):
-        vllm["volumes"].append(f"./model:{kubernetes.MODEL_PATH}:ro")
-    prometheus = {
-        "image": "${PROMETHEUS_IMAGE:?set an image pinned by digest}",
-        "volumes": ["./monitoring:/etc/prometheus:ro"],
-        "ports": ["127.0.0.1:9090:9090"],
-    }
-    return {"services": {"vllm": vllm, "prometheus": prometheus}, "volumes": {"cache": {}}}
-
-
-def _serve(plan: Plan) -> dict[str, Any]:
-    """How to start one replica without containers, from inside the bundle."""
-    model = "model" if kubernetes.is_local(plan) else plan.variant.model
-    return {
-        "module": kubernetes.SERVER[-1],
-        "arguments": kubernetes.serve_arguments(plan, model),
-    }
+    scaler = autoscaling.autoscaler(plan)
+    if scaler is not None:
+        found["base/vllm/hpa.yaml"] = scaler
+    if autoscaling.keda_can(plan):
+        found["alternatives/keda/scaled-object.yaml"] = autoscaling.scaled_object(plan)
+    return found

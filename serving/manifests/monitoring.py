@@ -1,121 +1,86 @@
-"""Plan -> the rules behind its metrics, and the alerts.
+"""Plan -> alerts, what they are tried on, and what Prometheus scrapes.
 
-The Resource metric type carries cpu and memory only, so a metric of vLLM or of a GPU reaches the
-autoscaler through the adapter's rules here. vLLM's names hold a colon, which Kubernetes does not take.
-What a metric means is in serving/signals.py, the alerts are in serving/alerts.py: the simulated fleet
-reads the same.
+The alerts are in serving/alerts.py: the simulated fleet evaluates the same.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from serving.alerts import ALERTS, Alert
-from serving.manifests.kubernetes import app_name, labels
+from serving.alerts import ALERTS, ERROR_SHARE, LATENCY_LIMIT_S, Alert
+from serving.manifests.names import GATEWAY_PORT, VLLM_PORT, Object, app_name, part_labels, pods_of
 from serving.plan import Plan
 from serving.promql import text
-from serving.signals import SCRAPE_INTERVAL_S, SIGNALS
+from serving.signals import SCRAPE_INTERVAL_S
 
-_SCRAPE_INTERVAL = f"{SCRAPE_INTERVAL_S}s"
-
-
-def adapter_rules(plan: Plan) -> dict[str, Any]:
-    """Values of the prometheus-adapter chart: a rule for each metric the autoscaler reads.
-
-    `Object` metrics are the business of whoever owns the object; `Resource` needs none.
-    """
-    metrics = plan.hpa.metrics if plan.hpa else ()
-    pods = sorted({m.pods.metric.name for m in metrics if m.pods})
-    external = sorted({m.external.metric.name for m in metrics if m.external})
-    rules: dict[str, Any] = {"default": False, "custom": [_pods_rule(name) for name in pods]}
-    if external:
-        rules["external"] = [_external_rule(name, plan) for name in external]
-    return {"rules": rules}
+SCRAPE_INTERVAL = f"{SCRAPE_INTERVAL_S}s"
+MIN_SAMPLE = 300
+"""Requests of a canary before it is judged."""
 
 
-def _pods_rule(name: str) -> dict[str, Any]:
-    """The metric of each pod; one that is no signal of ours is averaged over the pod's series."""
-    signal = SIGNALS.get(name)
-    query = "avg(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)"
-    if signal is not None:
-        query = text(signal.per_pod, scope="<<.LabelMatchers>>", pod="<<.GroupBy>>")
-    return {
-        "seriesQuery": f'{name if signal is None else signal.source}{{namespace!="",pod!=""}}',
-        "resources": {
-            "overrides": {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}
-        },
-        "name": {"as": name},
-        "metricsQuery": query,
-    }
-
-
-def _external_rule(name: str, plan: Plan) -> dict[str, Any]:
-    """One value over the pods of the plan."""
-    signal, scope = SIGNALS.get(name), _pods_of(plan)
-    matchers = f"<<.LabelMatchers>>,{scope}"
-    query = f"avg(<<.Series>>{{{matchers}}})"
-    if signal is not None:
-        query = text(signal.total, scope=matchers)
-    return {
-        "seriesQuery": f'{name if signal is None else signal.source}{{namespace!="",{scope}}}',
-        "resources": {"overrides": {"namespace": {"resource": "namespace"}}},
-        "name": {"as": name},
-        "metricsQuery": query,
-    }
-
-
-def _pods_of(plan: Plan) -> str:
-    """Matcher of the pods of the plan's Deployment, and of the GPUs they hold."""
-    return f'pod=~"{app_name(plan)}-[a-z0-9]+-[a-z0-9]+"'
-
-
-def prometheus_rule(plan: Plan) -> dict[str, Any]:
+def prometheus_rule(plan: Plan) -> Object:
     """The rule groups as the Prometheus operator takes them, on the pods of the plan alone."""
-    return _custom("PrometheusRule", plan, _groups(_pods_of(plan)))
-
-
-def rule_groups(plan: Plan) -> dict[str, Any]:
-    """The same as a file, for a Prometheus that sees nothing but this plan."""
-    return _groups("")
-
-
-def service_monitor(plan: Plan) -> dict[str, Any]:
-    """Has the Prometheus operator scrape every replica, as often as was simulated."""
-    endpoint = {"port": "http", "path": "/metrics", "interval": _SCRAPE_INTERVAL}
-    selector = {"matchLabels": labels(plan)}
-    return _custom("ServiceMonitor", plan, {"selector": selector, "endpoints": [endpoint]})
-
-
-def _custom(kind: str, plan: Plan, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
-        "kind": kind,
-        "metadata": {"name": app_name(plan), "labels": labels(plan)},
-        "spec": spec,
+        "kind": "PrometheusRule",
+        "metadata": {"name": app_name(plan), "labels": part_labels(plan)},
+        "spec": rule_groups(pods_of(plan)),
+    }
+
+
+def rule_groups(scope: str = "") -> dict[str, Any]:
+    """The alerts, over series that match; without a scope for a Prometheus that sees this plan alone."""
+    rules = [rule(alert, scope) for alert in ALERTS]
+    return {"groups": [{"name": "vllm-alerts", "interval": SCRAPE_INTERVAL, "rules": rules}]}
+
+
+def rule(alert: Alert, scope: str) -> dict[str, Any]:
+    """One alert as Prometheus has it."""
+    found: dict[str, Any] = {"alert": alert.name, "expr": text(alert.expression, scope=scope)}
+    if alert.for_s:
+        found["for"] = f"{alert.for_s}s"
+    return found | {
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "description": alert.runbook,
+            "runbook": f"runbooks/{alert.name}.md",
+        },
     }
 
 
 def scrape_config() -> dict[str, Any]:
-    """Prometheus on one machine, beside the compose file's vLLM."""
-    job = {"job_name": "vllm", "static_configs": [{"targets": ["vllm:8000"]}]}
+    """Prometheus on one machine, beside the compose file's vLLM and gateway."""
+    targets = {"vllm": f"vllm:{VLLM_PORT}", "gateway": f"gateway:{GATEWAY_PORT}"}
     return {
-        "global": {"scrape_interval": _SCRAPE_INTERVAL, "evaluation_interval": _SCRAPE_INTERVAL},
-        "rule_files": ["rules.yml"],
-        "scrape_configs": [job],
+        "global": {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL},
+        "rule_files": ["alerts.yml"],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": ["127.0.0.1:9093"]}]}]},
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target]}]}
+            for job, target in targets.items()
+        ],
     }
 
 
-def _groups(scope: str) -> dict[str, Any]:
-    """The alerts, over series that match."""
-    rules = [_rule(alert, scope) for alert in ALERTS]
-    return {"groups": [{"name": "vllm-alerts", "interval": _SCRAPE_INTERVAL, "rules": rules}]}
+def canary_errors(scope: str) -> str:
+    """Share of a canary's requests that fail; nothing below the least sample."""
+    api = f'handler=~"/v1/.*",{scope}'
+    failed = f'sum(increase(http_requests_total{{{api},status=~"5.*"}}[30m])) or vector(0)'
+    return f"(({failed}) / {_asked(api)}) and on() ({_asked(api)} >= {MIN_SAMPLE})"
 
 
-def _rule(alert: Alert, scope: str) -> dict[str, Any]:
-    rule: dict[str, Any] = {"alert": alert.name, "expr": text(alert.expression, scope=scope)}
-    if alert.for_s:
-        rule["for"] = f"{alert.for_s}s"
-    return rule | {
-        "labels": {"severity": alert.severity},
-        "annotations": {"summary": alert.summary, "runbook": alert.runbook},
-    }
+def canary_ttft(scope: str) -> str:
+    """P99 time to the first token of a canary; nothing below the least sample."""
+    api = f'handler=~"/v1/.*",{scope}'
+    buckets = f"sum(rate(vllm:time_to_first_token_seconds_bucket{{{scope}}}[30m])) by (le)"
+    return f"histogram_quantile(0.99, {buckets}) and on() ({_asked(api)} >= {MIN_SAMPLE})"
+
+
+def canary_limits(plan: Plan) -> dict[str, Any]:
+    """What a canary is held to."""
+    return {"error_share": ERROR_SHARE, "ttft_limit_s": plan.slo.ttft_p99_s or LATENCY_LIMIT_S}
+
+
+def _asked(api: str) -> str:
+    return f"sum(increase(http_requests_total{{{api}}}[30m]))"
