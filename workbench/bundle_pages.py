@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.manifests.kubernetes import app_name, is_local
+from serving.manifests import Images
+from serving.manifests.autoscaling import keda_can
+from serving.manifests.monitoring import MIN_SAMPLE, SCRAPE_INTERVAL
+from serving.manifests.names import TRACKS, app_name, gateway_name, redis_name
+from serving.manifests.templates import fill
+from serving.manifests.vllm import is_local
 from serving.plan import Plan
 from serving.values import Estimate
 
 if TYPE_CHECKING:
-    from workbench.export import Evidence
+    from workbench.bundle_evidence import Evidence
 
 _POINT = ("output_tokens_per_s", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "e2e_p99_s")
 _FLEET = ("name", "gpu_hours", "cost_usd", "ttft_p99_s", "slo_attainment", "keeps_slo")
@@ -20,10 +25,11 @@ def evidence_page(plan: Plan, evidence: Evidence) -> str:
     """EVIDENCE.md: measured, fitted, simulated, predicted, each with its numbers."""
     versions = ", ".join(f"{name} {v}" for name, v in sorted(evidence.versions.items()))
     on = evidence.hardware or "hardware that was not recorded"
+    since = f", from {evidence.measured_at} on" if evidence.measured_at else ""
     points = [{"run": name, **summary} for name, summary in evidence.measurements.items()]
     sections = [
         f"# What {plan.name} rests on",
-        f"Measured on {on}; versions: {versions or 'not recorded'}."
+        f"Measured on {on}{since}; versions: {versions or 'not recorded'}."
         " Numbers in brackets are 95 % intervals.",
         *(f"**Rests on what cannot be trusted.** {why}" for why in evidence.prediction.doubts),
         f"## The model: {plan.variant.name}, made by {plan.variant.method}",
@@ -79,53 +85,71 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def readme(plan: Plan, image: str | None) -> str:
-    """README.md: needs, deploy, roll back, remove, verify."""
-    name = app_name(plan)
-    pin = (
-        ""
-        if image
-        else "Pin the vLLM image first: put its digest in place of IMAGE_DIGEST in"
-        " kubernetes/kustomization.yaml. Until then no\npod can start. It is the one file that may"
-        " differ from SHA256SUMS, by its image alone.\n\n"
+def readme(plan: Plan, pinned: Images) -> str:
+    """README.md: needs, deploy, release, roll back, remove, verify."""
+    return fill(
+        "README.md",
+        {
+            "plan": plan.name,
+            "variant": plan.variant.name,
+            "app": app_name(plan),
+            "gateway": gateway_name(plan),
+            "redis": redis_name(plan),
+            "kubernetes": _kubernetes(plan),
+            "weights": _weights(plan),
+            "still_open": _still_open(pinned),
+            "min_sample": MIN_SAMPLE,
+            "scrape_interval": SCRAPE_INTERVAL,
+            "delete_blue": _delete(plan, "blue"),
+            "remove": _remove(plan),
+            "alternatives": _alternatives(plan),
+        },
     )
-    weights = (
-        f"the folder model/ on a volume that many nodes can read, claimed as `{name}`"
-        if is_local(plan)
-        else f"`{plan.variant.model}` is fetched at revision `{plan.variant.revision}`"
-    )
+
+
+def _kubernetes(plan: Plan) -> str:
     tolerance = plan.hpa is not None and "tolerance" in plan.hpa.model_dump_json(exclude_none=True)
-    version = "1.35 (the autoscaler's tolerance)" if tolerance else "1.30 (the sleep before a stop)"
-    return f"""# {plan.name}
+    return "1.35 (the autoscaler's tolerance)" if tolerance else "1.30 (the sleep before a stop)"
 
-A vLLM fleet of `{plan.variant.name}`, tuned and exported by the workbench. EVIDENCE.md says what it
-rests on; plan.json is the plan; SHA256SUMS lists every file.
 
-## Needs
+def _weights(plan: Plan) -> str:
+    if is_local(plan):
+        return (
+            f"the folder model/ on a volume that many nodes can read, claimed as `{app_name(plan)}`"
+        )
+    return f"`{plan.variant.model}` is fetched at revision `{plan.variant.revision}`"
 
-- Kubernetes {version} or newer, with NVIDIA's device plugin.
-- A Prometheus operator that takes ServiceMonitors and PrometheusRules of this namespace, and
-  prometheus-adapter with monitoring/prometheus-adapter.yaml in its values: without it the autoscaler
-  has no metric. A namespace `monitoring` for Prometheus.
-- NVIDIA's DCGM exporter at its own interval of 30 s, scraped every 15 s with `honorLabels: true`, so that
-  `pod` names the pod that holds the GPU.
-- Weights: {weights}.
-- A gateway whose pods have the label `app.kubernetes.io/component: gateway`; others are not let in.
 
-## Deploy
+def _still_open(pinned: Images) -> str:
+    missing = [name for name in ("vllm", "gateway", "redis") if getattr(pinned, name) is None]
+    return f": {', '.join(missing)} still say IMAGE_DIGEST, and no pod can start" if missing else ""
 
-{pin}    kubectl apply -k kubernetes/
-    kubectl rollout status deployment/{name}
 
-## Roll back, remove
+def _delete(plan: Plan, track: str) -> str:
+    kinds = "deployment,service,hpa,pdb,servicemonitor"
+    part = f"app.kubernetes.io/part-of={plan.name},app.kubernetes.io/track={track}"
+    return f"kubectl delete {kinds} -l {part}"
 
-    kubectl rollout undo deployment/{name}     # or apply the bundle before this one
-    kubectl delete -k kubernetes/
 
-## On one machine, and does the prediction hold?
+def _remove(plan: Plan) -> str:
+    others = ", ".join(track for track in TRACKS if track != "stable")
+    return f"    {_delete(plan, 'TRACK')}\n\nTRACK is any of {others}, where it was applied.\n"
 
-    docker compose up            # VLLM_IMAGE and PROMETHEUS_IMAGE pinned by digest
-    workbench verify --bundle .  # starts vLLM here, replays load, compares with prediction.json
 
-serve.json holds the arguments of one replica without containers.
-"""
+def _alternatives(plan: Plan) -> str:
+    """What stands in alternatives/, none of which was simulated."""
+    said = [
+        "**Argo Rollouts** (alternatives/argo-rollouts, in place of overlays/stable): 1 % by a Gateway"
+        " API route between gateway and replicas, and an AnalysisTemplate that holds without data. Name"
+        " your namespace in rollout.yaml.",
+        "**Gateway API** (alternatives/gateway-api, beside overlays/stable): a second gateway for the"
+        " canary, and an HTTPRoute of 99 to 1. Name your Gateway in route.yaml.",
+    ]
+    if keda_can(plan):
+        said.append(
+            "**KEDA** (alternatives/keda, in place of overlays/stable): a ScaledObject with the same"
+            " queries, targets and behaviour as the HPA, in place of prometheus-adapter."
+        )
+    listed = "\n".join(f"- {one}" for one in said)
+    head = "Instead of the gateway's own canary, or of the adapter; none of it was simulated:"
+    return f"{head}\n\n{listed}\n"

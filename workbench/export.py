@@ -4,118 +4,126 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from math import nan
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field
+import yaml
 
+import serving.manifests
 from serving.errors import BundleError, InputError
-from serving.manifests import KUSTOMIZATION, check_kustomization, render
+from serving.hpa import HpaSpec
+from serving.manifests import Images, images, render
+from serving.manifests.leaks import refuse_secrets
 from serving.plan import Plan
-from serving.values import Estimate, Value
+from serving.values import Value
 from simulations.result import Prediction
+from workbench.bundle_evidence import (
+    MODEL,
+    Evidence,
+    digest,
+    refuse_stale,
+    refuse_unfounded,
+    shipped,
+)
 from workbench.bundle_pages import evidence_page, readme
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from simulations.latency import LatencyModel
-    from workbench.measure import Measurement
-    from workbench.tune import Tuning
+__all__ = ["MODEL", "SUMS", "Bundle", "Evidence", "check", "export"]
 
 SUMS = "SHA256SUMS"
-MODEL = "model"
-"""Where a local model lies in the bundle."""
+HEAD = "bundle.json"
 _AGAIN = "Export the bundle again."
-
-# JSON has no NaN: what was not observed is written as null.
-Observed = Annotated[float, BeforeValidator(lambda value: nan if value is None else value)]
-
-
-class Evidence(Value):
-    """What the plan rests on: measured, fitted and simulated, on which hardware and versions."""
-
-    schema_version: Literal[1] = 1
-    prediction: Prediction
-    measurements: dict[str, dict[str, Observed]] = Field(default_factory=dict)
-    """Summary of each, by name."""
-    hardware: str = ""
-    versions: dict[str, str] = Field(default_factory=dict)
-    fit_errors: dict[str, Estimate] = Field(default_factory=dict)
-    fit_source: str = ""
-    cold_start_s: float = 0.0
-    day: dict[str, Estimate] = Field(default_factory=dict)
-    """The simulated day of the winner, on traffic that the search had not seen."""
-    fleets: list[dict[str, Any]] = Field(default_factory=list)
-    """The winner beside the baselines."""
-    mlflow_run_ids: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        measurements: list[Measurement],
-        latency: LatencyModel,
-        tuning: Tuning,
-        mlflow_run_ids: tuple[str, ...] = (),
-    ) -> Evidence:
-        """Gather it from the results of the stages."""
-        first = measurements[0].environment if measurements else None
-        return cls(
-            prediction=tuning.prediction,
-            measurements={m.name: m.summary(tuning.winner.slo) for m in measurements},
-            hardware=first.hardware if first else "",
-            versions=first.versions if first else {},
-            fit_errors=latency.heldout_error | latency.heldout_by,
-            fit_source=latency.source,
-            cold_start_s=latency.cold_start.total_s,
-            day=tuning.winner_result.metrics,
-            fleets=_records(tuning.table()),
-            mlflow_run_ids=mlflow_run_ids,
-        )
-
-
+_NEEDED = {HEAD, "plan.json", "prediction.json", "evidence.json", *images.EDITABLE}
 _NOT_SERVED = ("card.json", "seen.npy", "pruned.json")
 """What lies beside a checkpoint and says how it was made."""
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One dictionary per row; None where a cell holds nothing."""
-    cells = table.astype(object)
-    rows = cells.where(cells.notna(), None).to_dict("records")
-    return [{str(column): value for column, value in row.items()} for row in rows]
+class Bundle(Value):
+    """What a bundle was made of."""
+
+    schema_version: Literal[1] = 1
+    plan_sha256: str
+    model_sha256: str = ""
+    """Of the list of sums of the model's files; "" where a hub has it."""
+    renderer_sha256: str
+    """Of the code that wrote the manifests: the same code must write the same again."""
 
 
-def export(plan: Plan, folder: Path, *, evidence: Evidence, image: str | None = None) -> Path:
+def export(
+    plan: Plan,
+    folder: Path,
+    *,
+    evidence: Evidence,
+    pinned: Images | None = None,
+    force: bool = False,
+    max_age_days: float = 90.0,
+) -> Path:
     """Write the bundle, whole or not at all; an older bundle in the folder is replaced.
 
     A local model is copied into the bundle, and the plan in it names that copy.
 
-    Args:    image: the vLLM image, pinned by digest; None leaves it to be set in the kustomization.
+    Args:    pinned: container images by digest; those left out are set in the bundle's images/.
+             force: ship what rests on what cannot be trusted; every page then says so.
+             max_age_days: the oldest measurement that still counts.
     Raises:  BundleError: a folder that is something else, an image or a hub model that is not pinned,
-                 a fleet that cannot be shipped.
+                 a fleet that cannot be shipped, a secret, evidence that is not of this plan, or not
+                 good or not new enough.
     """
     folder = folder.resolve()
     _refuse_other_folder(folder)
+    refuse_unfounded(plan, evidence, force=force)
+    refuse_stale(evidence, max_age_days)
     local = Path(plan.variant.model).resolve() if Path(plan.variant.model).is_dir() else None
-    shipped = _shipped(plan, local, folder)
-    files = render(shipped, image=image)
+    _refuse_model(plan, local, folder)
+    chosen = pinned or Images()
+    render(shipped(plan), chosen=chosen)  # refuses what cannot be shipped before weights are copied
+
+    def fill(partial: Path) -> None:
+        if local is not None:
+            shutil.copytree(local, partial / MODEL, ignore=shutil.ignore_patterns(*_NOT_SERVED))
+        _write(partial, _contents(shipped(plan), evidence, chosen, weights(_digests(partial))))
+        shipped(plan).write(partial / "plan.json")
+        evidence.prediction.write(partial / "prediction.json")
+        evidence.write(partial / "evidence.json")
+        (partial / SUMS).write_text(_sums(partial))
+
+    _whole_or_not_at_all(folder, fill)
+    return folder
+
+
+def _contents(plan: Plan, evidence: Evidence, chosen: Images, model: str) -> dict[str, bytes]:
+    """Every file that is not the model's or a value of its own."""
+    from workbench import bundle_image
+
+    pinned = bundle_image.pins()
+    head = Bundle(plan_sha256=digest(plan), model_sha256=model, renderer_sha256=_renderer())
+    texts = {
+        **render(plan, chosen=chosen, weights=model),
+        bundle_image.REQUIREMENTS: bundle_image.requirements(pinned),
+        bundle_image.SBOM: bundle_image.bill_of_materials(plan.name, pinned, chosen),
+        HEAD: head.model_dump_json(indent=2) + "\n",
+        "EVIDENCE.md": evidence_page(plan, evidence),
+        "README.md": readme(plan, chosen),
+    }
+    said = {"evidence.json": evidence.model_dump_json(), "plan.json": plan.model_dump_json()}
+    refuse_secrets(texts | said)
+    return {path: text.encode() for path, text in texts.items()} | bundle_image.source()
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for path, content in contents.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def _whole_or_not_at_all(folder: Path, fill: Callable[[Path], None]) -> None:
     partial = folder.with_name(folder.name + ".partial")
     older = folder.with_name(folder.name + ".older")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        for path, text in files.items():
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            (partial / path).write_text(text)
-        if local is not None:
-            shutil.copytree(local, partial / MODEL, ignore=shutil.ignore_patterns(*_NOT_SERVED))
-        shipped.write(partial / "plan.json")
-        evidence.prediction.write(partial / "prediction.json")
-        evidence.write(partial / "evidence.json")
-        (partial / "EVIDENCE.md").write_text(evidence_page(shipped, evidence))
-        (partial / "README.md").write_text(readme(shipped, image))
-        (partial / SUMS).write_text(_sums(partial))
+        partial.mkdir(parents=True)
+        fill(partial)
         shutil.rmtree(older, ignore_errors=True)
         if folder.exists():
             folder.rename(older)
@@ -123,7 +131,6 @@ def export(plan: Plan, folder: Path, *, evidence: Evidence, image: str | None = 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(older, ignore_errors=True)
-    return folder
 
 
 def _refuse_other_folder(folder: Path) -> None:
@@ -139,28 +146,29 @@ def _refuse_other_folder(folder: Path) -> None:
         raise BundleError(f"{folder / foreign[0]} is not of the bundle there", remedy=remedy)
 
 
-def _shipped(plan: Plan, local: Path | None, folder: Path) -> Plan:
-    """The plan with its model where the bundle has it."""
+def _refuse_model(plan: Plan, local: Path | None, folder: Path) -> None:
     if local is None:
         if plan.variant.revision is None:
             raise BundleError(
                 f"hub model(={plan.variant.model!r}) has no revision, or is a folder that is not there",
                 remedy="Pin it: a hub's default branch moves.",
             )
-        return plan
+        return
     if not (local / "config.json").is_file():
         raise BundleError(f"{local} holds no config.json", remedy="Name the model's own folder.")
     if folder.is_relative_to(local):
         raise BundleError(
             f"{folder} lies in the model that is to be copied", remedy="Choose a folder elsewhere."
         )
-    variant = plan.variant.model_copy(update={"model": MODEL, "revision": None})
-    return plan.model_copy(update={"variant": variant})
 
 
-def check(folder: Path) -> Plan:
-    """Validate a bundle: nothing missing, new or changed, but for an image that ops have pinned.
+def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
+    """Validate a bundle: nothing missing, new or changed, but for images that ops have pinned.
 
+    What the same code would write is compared byte for byte, so that a change is found even where the
+    sums were made to agree with it.
+
+    Args:    max_age_days: the oldest measurement that still counts; None asks not.
     Returns: its plan; a model of its own is named relative to the bundle.
     Raises:  BundleError: what is wrong, naming the file.
     """
@@ -171,21 +179,63 @@ def check(folder: Path) -> Plan:
         if path not in there or path not in wanted:
             state = "missing" if path not in there else "new"
             raise BundleError(f"{folder / path} is {state}", remedy=_AGAIN)
-        if wanted[path] != there[path] and path != KUSTOMIZATION:
+        if wanted[path] != there[path] and path not in images.EDITABLE:
             raise BundleError(f"{folder / path} is changed", remedy=_AGAIN)
-    needed = {KUSTOMIZATION, "plan.json", "prediction.json", "evidence.json"} - wanted.keys()
+    needed = _NEEDED - wanted.keys()
     if needed:
         raise BundleError(f"{folder / min(needed)} is not in {SUMS}", remedy=_AGAIN)
-    check_kustomization((folder / KUSTOMIZATION).read_text(), wanted)
+    images.check(*((folder / path).read_text() for path in images.EDITABLE))
     try:
         plan = Plan.read(folder / "plan.json")
+        head = Bundle.read(folder / HEAD)
+        evidence = Evidence.read(folder / "evidence.json")
         prediction = Prediction.read(folder / "prediction.json")
-        Evidence.read(folder / "evidence.json")
     except InputError as error:
         raise BundleError(error.problem, remedy=_AGAIN) from error
-    if not prediction.metrics:
-        raise BundleError(f"{folder / 'prediction.json'} predicts nothing", remedy=_AGAIN)
+    _refuse_disagreement(folder, plan, head, weights(there))
+    if prediction != evidence.prediction:
+        raise BundleError(f"{folder / 'prediction.json'} is not of evidence.json", remedy=_AGAIN)
+    refuse_unfounded(plan, evidence, force=True)
+    if max_age_days is not None:
+        refuse_stale(evidence, max_age_days)
     return plan
+
+
+def _refuse_disagreement(folder: Path, plan: Plan, head: Bundle, model: str) -> None:
+    """What lies there is what the plan gives."""
+    if head.plan_sha256 != digest(plan) or head.model_sha256 != model:
+        other = "plan.json" if head.model_sha256 == model else MODEL
+        raise BundleError(f"{folder / other} is not of {HEAD}", remedy=_AGAIN)
+    if head.renderer_sha256 == _renderer():
+        for path, text in render(plan, weights=model).items():
+            there = folder / path
+            if path not in images.EDITABLE and not (there.is_file() and there.read_text() == text):
+                raise BundleError(f"{there} is not what plan.json gives", remedy=_AGAIN)
+    elif plan.hpa is not None:
+        try:
+            same = HpaSpec.from_yaml((folder / "base/vllm/hpa.yaml").read_text()) == plan.hpa
+        except (InputError, OSError, yaml.YAMLError):
+            same = False
+        if not same:
+            raise BundleError(f"{folder / 'base/vllm/hpa.yaml'} is not of plan.json", remedy=_AGAIN)
+
+
+def weights(digests: Mapping[str, str]) -> str:
+    """Digest of the model in a bundle, of the digests of its files; "" where there is none."""
+    of_model = {path: one for path, one in digests.items() if path.startswith(f"{MODEL}/")}
+    return hashlib.sha256(_listed(of_model).encode()).hexdigest() if of_model else ""
+
+
+@cache
+def _renderer() -> str:
+    """Digest of what writes the manifests."""
+    root = Path(serving.manifests.__file__).parent.parent
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            within = path.relative_to(root).as_posix()
+            found[within] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(_listed(found).encode()).hexdigest()
 
 
 def _paths(folder: Path) -> set[str]:
@@ -202,14 +252,18 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _sums(folder: Path) -> str:
+def _listed(digests: Mapping[str, str]) -> str:
     """As `sha256sum --check` reads it."""
-    return "".join(f"{digest}  {path}\n" for path, digest in _digests(folder).items())
+    return "".join(f"{digest}  {path}\n" for path, digest in digests.items())
+
+
+def _sums(folder: Path) -> str:
+    return _listed(_digests(folder))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     """{path: SHA-256 that was written at the export}."""
-    pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+    pairs: list[Any] = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
     if any(len(pair) != 2 for pair in pairs):
         raise BundleError(f"{folder / SUMS} is changed", remedy=_AGAIN)
     return {path: digest for digest, path in pairs}

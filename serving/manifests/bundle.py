@@ -41,7 +41,7 @@ def render(plan: Plan, *, chosen: Images | None = None, weights: str = "") -> di
     refuse_what_cannot_run(plan)
     chosen = chosen or Images()
     files = {
-        **_templates(plan, chosen),
+        **_templates(plan),
         **{path: dumped(value) for path, value in _objects(plan).items()},
         **{path: _json(value) for path, value in _json_files(plan, weights).items()},
         **images.files(chosen),
@@ -61,8 +61,8 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _templates(plan: Plan, chosen: Images) -> dict[str, str]:
-    values = _values(plan, chosen)
+def _templates(plan: Plan) -> dict[str, str]:
+    values = _values(plan)
     folders = [
         *("base/vllm", "base/gateway", "alternatives/redis", "alternatives/argo-rollouts"),
         *("alternatives/gateway-api", "proxy", "logs", "docker", "monitoring", "runbooks"),
@@ -74,10 +74,9 @@ def _templates(plan: Plan, chosen: Images) -> dict[str, str]:
     return {path: templates.fill(path, values) for path in [*found, "compose.yaml"]}
 
 
-def _values(plan: Plan, chosen: Images) -> dict[str, Any]:
+def _values(plan: Plan) -> dict[str, Any]:
     """What the templates' placeholders stand for."""
     canary = f'pod=~"{names.app_name(plan)}-{{{{args.canary-hash}}}}-.*"'
-    python = chosen.python and images.split(chosen.python)
     volumes = ["cache:/cache"]
     if vllm.is_local(plan):
         volumes.append(f"./model:{vllm.MODEL_PATH}:ro")
@@ -109,8 +108,6 @@ def _values(plan: Plan, chosen: Images) -> dict[str, Any]:
         "canary_errors": monitoring.canary_errors(canary),
         "canary_ttft": monitoring.canary_ttft(canary),
         **monitoring.canary_limits(plan),
-        "python_image": python[0] if python else "python",
-        "python_digest": python[1].removeprefix("sha256:") if python else images.UNSET_DIGEST,
     }
 
 

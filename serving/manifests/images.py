@@ -22,7 +22,7 @@ UNSET_DIGEST = "IMAGE_DIGEST"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PINNED = re.compile(rf"(?P<name>([^\s@/]+/)*[^\s@/:]+)@(?P<digest>{_DIGEST.pattern})")
 _IN_CLUSTER = {"vllm": "vllm/vllm-openai", "gateway": "REGISTRY/gateway", "redis": "redis"}
-_COMPOSED = ("vllm", "redis", "prometheus")
+_COMPOSED = ("vllm", "redis", "prometheus", "python")
 _HEADER = "# Pinned as NAME@sha256:DIGEST; compose.yaml starts nothing that is not.\n"
 
 

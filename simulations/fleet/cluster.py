@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field, model_validator
 
-from serving.manifests.kubernetes import PRE_STOP_S, SHUTDOWN_S
+from serving.manifests.vllm import PRE_STOP_S, SHUTDOWN_S
 from serving.values import Value
 from simulations.fleet.faults import Faults
 from simulations.fleet.nodes import NodePool

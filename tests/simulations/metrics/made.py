@@ -16,7 +16,6 @@ from serving.manifests.monitoring import rule_groups
 from serving.promql import text
 from simulations.engine import BUCKETS_S, Reading
 from simulations.metrics import Pipeline, Telemetry
-from tests.serving.plans import plan
 
 STEP_S = 15.0
 AT_ONCE = Pipeline(gpu_exporter_s=0, query_age_s=0, relist_s=0, prometheus=2)
@@ -116,7 +115,7 @@ def asked_of_promtool(
     telemetry: Telemetry, steps: int, asked: Sequence[tuple[str, float]], folder: Path
 ) -> list[dict[str, float]]:
     """What Prometheus answers to each (expression, time in s): {its labels: value}."""
-    (folder / "rules.yml").write_text(yaml.safe_dump(rule_groups(plan())))
+    (folder / "rules.yml").write_text(yaml.safe_dump(rule_groups()))
     # It says what it got only where it expected something else.
     wrong = [{"labels": "{}", "value": -12345}]
     tests = [
