@@ -1,8 +1,8 @@
 """What the gateway's container image is built from: its source, its pins, and what is in it.
 
 Pins are the versions that are installed here, which the tests ran with: the closure of the extra
-`serving`. The bill of materials is CycloneDX without a time or a random number, so that the same bundle has
-the same one.
+`serving`. The bill of materials is CycloneDX without a time or a random number: the same bundle has the
+same one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import yaml
@@ -43,6 +44,7 @@ def render(plan: Plan, *, chosen: Images | None = None, weights: str = "") -> di
     files = {
         **_templates(plan),
         **{path: dumped(value) for path, value in _objects(plan).items()},
+        **_same_for_every_plan(),
         **{path: _json(value) for path, value in _json_files(plan, weights).items()},
         **images.files(chosen),
     }
@@ -128,12 +130,7 @@ def _objects(plan: Plan) -> dict[str, Any]:
     found = {
         **kustomizations(plan),
         "base/monitoring/prometheus-rule.yaml": monitoring.prometheus_rule(plan),
-        "monitoring/alerts.yml": monitoring.rule_groups(),
-        "monitoring/alerts_test.yml": alert_cases.promtool_tests(
-            "alerts.yml", "", alert_cases.cases(_POD)
-        ),
         "monitoring/prometheus-adapter.yaml": autoscaling.adapter_rules(plan),
-        "monitoring/prometheus.yml": monitoring.scrape_config(),
     }
     scaler = autoscaling.autoscaler(plan)
     if scaler is not None:
@@ -141,3 +138,13 @@ def _objects(plan: Plan) -> dict[str, Any]:
     if autoscaling.keda_can(plan):
         found["alternatives/keda/scaled-object.yaml"] = autoscaling.scaled_object(plan)
     return found
+
+
+@cache
+def _same_for_every_plan() -> dict[str, str]:
+    tests = alert_cases.promtool_tests("alerts.yml", "", alert_cases.cases(_POD))
+    return {
+        "monitoring/alerts.yml": dumped(monitoring.rule_groups()),
+        "monitoring/alerts_test.yml": dumped(tests),
+        "monitoring/prometheus.yml": dumped(monitoring.scrape_config()),
+    }

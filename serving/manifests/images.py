@@ -70,13 +70,17 @@ def files(images: Images) -> dict[str, str]:
     }
 
 
-def check(kustomization: str, environment: str) -> dict[str, str | None]:
+Chosen = dict[str, str | None]
+"""Images by name; None where one is still to be set."""
+
+
+def check(kustomization: str, environment: str) -> tuple[Chosen, Chosen]:
     """Check the files that ops may edit: nothing but images, and those pinned.
 
-    Returns: images by name; None where one is still to be set.
+    Returns: images in a cluster, images of compose.yaml.
     Raises:  BundleError: an image that can move, or anything else that was changed.
     """
-    return _composed(environment) | _in_cluster(kustomization)
+    return _in_cluster(kustomization), _composed(environment)
 
 
 def _component(pins: list[dict[str, str]]) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _pin(name: str, image: str | None) -> dict[str, str]:
     return {"name": f"{name}-image", "newName": known, "digest": digest}
 
 
-def _in_cluster(text: str) -> dict[str, str | None]:
+def _in_cluster(text: str) -> Chosen:
     try:
         found = yaml.safe_load(text)
         pins = {pin["name"]: (pin["newName"], pin["digest"]) for pin in found["images"]}
@@ -123,7 +127,7 @@ def _in_cluster(text: str) -> dict[str, str | None]:
     }
 
 
-def _composed(text: str) -> dict[str, str | None]:
+def _composed(text: str) -> Chosen:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     if [f"{name.upper()}_IMAGE" for name in _COMPOSED] != list(found) or len(found) != len(lines):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -168,9 +169,10 @@ def _pod_references(pod: Object, known: Collection[tuple[str, str]]) -> Iterator
             if isinstance(port, str) and port not in ports:
                 yield f"{said}: {probe} asks port {port!r}, which it does not have"
         requests, limits = (container["resources"].get(part, {}) for part in ("requests", "limits"))
-        for name in requests.keys() & limits.keys():
-            if exact(requests[name]) > exact(limits[name]):
-                yield f"{said} requests more {name} than its limit"
+        for name in sorted(requests.keys() & limits.keys()):
+            with suppress(ValueError):  # what is no quantity is said already
+                if exact(requests[name]) > exact(limits[name]):
+                    yield f"{said} requests more {name} than its limit"
         sleep = ((container.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
         if sleep.get("seconds", 0) >= pod.get("terminationGracePeriodSeconds", 30):
             yield f"{said} sleeps longer before its stop than the pod may take"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from simulations.latency import ColdStart, FittedRange, LatencyModel
 from simulations.predict import predict
 from simulations.result import Prediction
 from simulations.traffic import Fixed, Poisson, Workload
-from workbench.export import Evidence
+from workbench.bundle_evidence import Evidence, digest
 from workbench.measure import FakeEngine
 from workbench.measure.fake import StepTime
 from workbench.model import shipped_checkpoint
 
+NOW = datetime.now(UTC).isoformat(timespec="seconds")
 LOAD = Workload(
     arrivals=Poisson(rate_rps=6.0),
     prompt_tokens=Fixed(tokens=32),
@@ -73,8 +75,16 @@ def wrong(told: Prediction, factor: float, *metrics: str) -> Prediction:
     return told.model_copy(update={"metrics": changed})
 
 
-def evidence(told: Prediction | None = None, **changes: Any) -> Evidence:
-    return Evidence(prediction=told or prediction(), versions={"vllm": "0"}, **changes)
+def evidence(told: Prediction | None = None, *, of: Plan | None = None, **changes: Any) -> Evidence:
+    """Of a plan, measured just now."""
+    values: dict[str, Any] = {
+        "plan_sha256": digest(of or plan()),
+        "prediction": told or prediction(),
+        "measurements": {"rate-6": {"output_tokens_per_s": 96.5}},
+        "measured_at": NOW,
+        "versions": {"a-server": "0"},
+    }
+    return Evidence(**(values | changes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -204,7 +204,7 @@ def test_real_vllm_keeps_what_it_showed_before_and_nothing_else(tmp_path: Path) 
         tolerance_p50=3.0,
     )
     told = wrong(told, 20.0, "e2e_p50_s")
-    bundle = export(shipped, tmp_path / "bundle", evidence=evidence(told))
+    bundle = export(shipped, tmp_path / "bundle", evidence=evidence(told, of=shipped))
     found = verify(bundle, folder=tmp_path / "found")
     assert not found.holds
     assert list(found.rows.loc[~found.rows["holds"], "metric"]) == ["e2e_p50_s"], found.rows
