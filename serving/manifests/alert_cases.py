@@ -97,7 +97,7 @@ def promtool_tests(rule_file: str, scope: str, found: Mapping[str, Case]) -> dic
     """A file for `promtool test rules`."""
     return {
         "rule_files": [rule_file],
-        "evaluation_interval": "15s",
+        "evaluation_interval": "1m",
         "tests": [_test(name, *case, scope) for name, case in found.items()],
     }
 
