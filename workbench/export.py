@@ -29,7 +29,7 @@ from workbench.bundle_evidence import (
 )
 from workbench.bundle_pages import evidence_page, readme
 
-__all__ = ["MODEL", "SUMS", "Bundle", "Evidence", "check", "export"]
+__all__ = ["MODEL", "SUMS", "Bundle", "Evidence", "check", "export", "images_of"]
 
 SUMS = "SHA256SUMS"
 HEAD = "bundle.json"
@@ -184,7 +184,7 @@ def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
     needed = _NEEDED - wanted.keys()
     if needed:
         raise BundleError(f"{folder / min(needed)} is not in {SUMS}", remedy=_AGAIN)
-    images.check(*((folder / path).read_text() for path in images.EDITABLE))
+    images_of(folder)
     try:
         plan = Plan.read(folder / "plan.json")
         head = Bundle.read(folder / HEAD)
@@ -199,6 +199,15 @@ def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
     if max_age_days is not None:
         refuse_stale(evidence, max_age_days)
     return plan
+
+
+def images_of(folder: Path) -> images.Chosen:
+    """Images of a bundle, in a cluster and (as `compose NAME`) on one machine; None is still to be set.
+
+    Raises:  BundleError: an image that can move.
+    """
+    cluster, composed = images.check(*((folder / path).read_text() for path in images.EDITABLE))
+    return cluster | {f"compose {name}": image for name, image in composed.items()}
 
 
 def _refuse_disagreement(folder: Path, plan: Plan, head: Bundle, model: str) -> None:

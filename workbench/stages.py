@@ -199,7 +199,8 @@ def _export(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         tuning=tuning,
         mlflow_run_ids=results.run_ids(),
     )
-    export(tuning.winner, folder / "bundle", evidence=evidence)
+    forced = bool(results.settings.force)
+    export(tuning.winner, folder / "bundle", evidence=evidence, force=forced)
     results.trail("export")
 
 

@@ -42,7 +42,5 @@ def test_the_mean_ttft_is_per_pod_and_absent_where_nothing_came(tmp_path: Path) 
     }
     path = tmp_path / "test.yml"
     path.write_text(yaml.safe_dump({"rule_files": [], "tests": [case]}))
-    done = subprocess.run(
-        ["promtool", "test", "rules", str(path)], capture_output=True, text=True
-    )
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

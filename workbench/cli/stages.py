@@ -115,6 +115,24 @@ def _verify_bundle(workdir: Path, bundle: Path, url: str | None, *, as_json: boo
         leave(1)
 
 
+def _check_bundle(bundle: Path, max_age_days: float | None, *, as_json: bool) -> None:
+    """Validate a bundle that lies anywhere, and say what ops still have to pin."""
+    import pandas as pd
+
+    from workbench.export import check, images_of
+
+    plan = check(bundle, max_age_days=max_age_days)
+    unset = [name for name, image in images_of(bundle).items() if image is None]
+    row = {
+        "bundle": str(bundle),
+        "plan": plan.name,
+        "variant": plan.variant.name,
+        "holds": True,
+        "images_to_pin": ", ".join(unset) or "none",
+    }
+    show(pd.DataFrame([row]), as_json=as_json)
+
+
 @app.command(epilog="Example: workbench demo --workdir runs --ttft-p99 0.5")
 @guarded
 def demo(
@@ -318,13 +336,33 @@ def tune(
     run_stages(workdir, settings, ["tune"], as_json=as_json)
 
 
-@app.command(epilog="Example: workbench export --workdir runs")
+@app.command(
+    epilog="Examples: workbench export --workdir runs · workbench export --check runs/export/bundle"
+)
 @guarded
 def export(
-    workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False
+    workdir: Workdir = DEFAULT_WORKDIR,
+    check: Annotated[
+        Path | None, typer.Option(help="Validate this bundle instead of writing one.")
+    ] = None,
+    max_age_days: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="With --check: refuse older measurements.", show_default="any age"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Write the winner as a bundle directory: plan, evidence, Kubernetes manifests."""
-    run_stages(workdir, settings_of(workdir), ["export"], as_json=as_json)
+    """Write the winner as a bundle directory: plan, evidence, gateway, Kubernetes, monitoring."""
+    if check is None and max_age_days is not None:
+        raise InputError(
+            f"max_age_days(={max_age_days:g}) is asked of a bundle", remedy="Name it by --check."
+        )
+    if check is None:
+        run_stages(workdir, settings_of(workdir), ["export"], as_json=as_json)
+        return
+    _check_bundle(check, max_age_days, as_json=as_json)
 
 
 @app.command(

@@ -46,7 +46,7 @@ class Replica:
         return f"# TYPE {name} histogram\n" + "".join(
             f"{name}_{part} {value}\n"
             for part, value in (
-                (f'bucket{{le="0.5"}}', 0),
+                ('bucket{le="0.5"}', 0),
                 ('bucket{le="+Inf"}', self._count),
                 ("sum", self._sum),
                 ("count", self._count),

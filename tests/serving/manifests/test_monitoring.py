@@ -196,7 +196,7 @@ def test_without_data_argo_holds() -> None:
     }
     for name in ("decides", "first-token"):
         decides = metrics[name]
-        # Neither condition holds of an empty answer, so that it is inconclusive, of which none is allowed.
+        # Neither condition holds of an empty answer: inconclusive, of which none is allowed.
         assert decides["successCondition"].startswith("len(result) > 0 && ")
         assert decides["failureCondition"].startswith("len(result) > 0 && ")
         assert (decides["count"], decides["inconclusiveLimit"]) == (1, 0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,18 @@ import yaml
 
 from serving.errors import BundleError
 from serving.hpa import HpaSpec
+from serving.manifests import Images, images
 from serving.plan import Plan, Quality, Variant
 from serving.values import Estimate
-from workbench.export import Evidence, check, export
+from workbench import bundle_evidence
+from workbench.bundle_evidence import digest
+from workbench.export import Evidence, check, export, images_of
 
 from .bundles import contents, evidence, list_again, plan, prediction
 
-KUSTOMIZATION = "kubernetes/kustomization.yaml"
+KUSTOMIZATION, ENVIRONMENT = images.EDITABLE
 DIGEST = "sha256:" + "0123456789abcdef" * 4
+PINNED = Images(vllm=f"registry.example/vllm@{DIGEST}", python=f"python@{DIGEST}")
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -41,20 +48,26 @@ def test_the_bundle_stands_alone(tmp_path: Path) -> None:
     shipped = check(bundle)
     assert shipped.variant.model == "model"
     assert shipped == plan(variant=Variant(name="bf16", model="model"))
-    assert HpaSpec.from_yaml((bundle / "kubernetes" / "hpa.yaml").read_text()) == plan().hpa
+    assert HpaSpec.from_yaml((bundle / "base/vllm/hpa.yaml").read_text()) == plan().hpa
     outside = [str(tmp_path), plan().variant.model]
     for path, content in contents(bundle).items():
         assert not any(place.encode() in content for place in outside), path
 
 
 def test_a_local_model_with_a_revision_is_still_the_one_in_the_bundle(tmp_path: Path) -> None:
-    here = Variant(name="bf16", model=plan().variant.model, revision="main")
-    bundle = export(plan(variant=here), tmp_path / "bundle", evidence=evidence())
+    here = plan(variant=plan().variant.model_copy(update={"revision": "main"}))
+    bundle = export(here, tmp_path / "bundle", evidence=evidence(of=here))
     assert check(bundle).variant.revision is None
     assert "--revision" not in (bundle / "serve.json").read_text()
 
 
-@pytest.mark.parametrize("path", ["kubernetes/hpa.yaml", "plan.json", "model/config.json"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("base/vllm/hpa.yaml", "plan.json", "model/config.json", "docker/serving/plan.py"),
+        *("monitoring/alerts.yml", "sbom.json", "base/gateway/settings.json", "bundle.json"),
+    ],
+)
 def test_every_change_is_noticed(tmp_path: Path, path: str) -> None:
     bundle = export(plan(), tmp_path / "bundle", evidence=evidence())
     (bundle / path).write_text("changed")
@@ -101,13 +114,13 @@ def test_ops_may_pin_the_image_and_change_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_pinned_image_is_in_every_file_that_needs_one(tmp_path: Path) -> None:
-    image = f"registry.example/vllm@{DIGEST}"
-    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(), image=image)
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(), pinned=PINNED)
     check(bundle)
-    assert yaml.safe_load((bundle / "compose.yaml").read_text())["services"]["vllm"]["image"] == (
-        image
-    )
+    assert f"VLLM_IMAGE={PINNED.vllm}\n" in (bundle / ENVIRONMENT).read_text()
     assert DIGEST in (bundle / KUSTOMIZATION).read_text()
+    known = images_of(bundle)
+    assert known["vllm"] == known["compose vllm"] == PINNED.vllm
+    assert known["gateway"] is None
 
 
 # -- whole or not at all -----------------------------------------------------------------------
@@ -116,9 +129,9 @@ def test_a_pinned_image_is_in_every_file_that_needs_one(tmp_path: Path) -> None:
 def test_an_older_bundle_is_replaced(tmp_path: Path) -> None:
     bundle = export(plan(), tmp_path / "bundle", evidence=evidence())
     static = plan(hpa=None, replicas=2)
-    assert export(static, bundle, evidence=evidence()) == bundle
+    assert export(static, bundle, evidence=evidence(of=static)) == bundle
     assert check(bundle).replicas == 2
-    assert not (bundle / "kubernetes" / "hpa.yaml").exists()
+    assert not (bundle / "base/vllm/hpa.yaml").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -139,8 +152,9 @@ def test_a_crash_leaves_the_older_bundle(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("no space left on device")
 
     monkeypatch.setattr(shutil, "copytree", full)
+    static = plan(hpa=None, replicas=2)
     with pytest.raises(OSError, match="no space"):
-        export(plan(hpa=None, replicas=2), bundle, evidence=evidence())
+        export(static, bundle, evidence=evidence(of=static))
     assert contents(bundle) == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -165,27 +179,40 @@ def test_what_is_not_a_bundle_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_not_pinned_is_refused(tmp_path: Path) -> None:
+    moving = Images(vllm="vllm/vllm-openai:latest")
     with pytest.raises(BundleError, match="not pinned by digest"):
-        export(plan(), tmp_path / "out", evidence=evidence(), image="vllm/vllm-openai:latest")
-    hub = Variant(name="hub", model="org/model")
+        export(plan(), tmp_path / "out", evidence=evidence(), pinned=moving)
+    hub = plan(variant=Variant(name="hub", model="org/model"))
     with pytest.raises(BundleError, match="has no revision"):
-        export(plan(variant=hub), tmp_path / "out", evidence=evidence())
+        export(hub, tmp_path / "out", evidence=evidence(of=hub))
     assert not (tmp_path / "out").exists()
-    pinned = hub.model_copy(update={"revision": "abc"})
-    bundle = export(plan(variant=pinned), tmp_path / "out", evidence=evidence())
-    assert check(bundle) == plan(variant=pinned)
+    pinned = plan(variant=Variant(name="hub", model="org/model", revision="abc"))
+    bundle = export(pinned, tmp_path / "out", evidence=evidence(of=pinned))
+    assert check(bundle) == pinned
     assert not (bundle / "model").exists()
+
+
+def test_a_secret_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    said = "hf_" + "a1B2" * 8
+    for changes in ({"hardware": said}, {"fit_source": said}):
+        with pytest.raises(BundleError, match="holds a Hugging Face token"):
+            export(plan(), tmp_path / "out", evidence=evidence(**changes))
+    leaky = plan(variant=plan().variant.model_copy(update={"parameters": {"token": said}}))
+    with pytest.raises(BundleError, match="holds a Hugging Face token"):
+        export(leaky, tmp_path / "out", evidence=evidence(of=leaky))
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_cannot_be_the_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    empty = Variant(name="empty", model=str(tmp_path / "empty"))
+    empty = plan(variant=Variant(name="empty", model=str(tmp_path / "empty")))
     with pytest.raises(BundleError, match=r"no config\.json"):
-        export(plan(variant=empty), tmp_path / "out", evidence=evidence())
-    own = shutil.copytree(plan().variant.model, tmp_path / "own")
+        export(empty, tmp_path / "out", evidence=evidence(of=empty))
+    copied = shutil.copytree(plan().variant.model, tmp_path / "own")
+    own = plan(variant=Variant(name="own", model=str(copied)))
     with pytest.raises(BundleError, match="lies in the model"):
-        export(plan(variant=Variant(name="own", model=str(own))), own / "out", evidence=evidence())
-    assert not (own / "out").exists()
+        export(own, copied / "out", evidence=evidence(of=own))
+    assert not (copied / "out").exists()
 
 
 # -- evidence ----------------------------------------------------------------------------------
@@ -207,7 +234,9 @@ def judged() -> Plan:
 
 def test_the_evidence_says_what_it_must_not_rest_on(tmp_path: Path) -> None:
     told = prediction().model_copy(update={"doubts": ("rate8: the client sent late",)})
-    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(told))
+    with pytest.raises(BundleError, match="cannot be trusted: rate8: the client sent late"):
+        export(plan(), tmp_path / "bundle", evidence=evidence(told))
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(told), force=True)
     page = (bundle / "EVIDENCE.md").read_text()
     assert "**Rests on what cannot be trusted.** rate8: the client sent late" in page
     assert Evidence.read(bundle / "evidence.json").prediction.doubts == told.doubts
@@ -217,6 +246,7 @@ def test_the_evidence_says_what_it_must_not_rest_on(tmp_path: Path) -> None:
 
 def test_the_evidence_says_what_was_measured_and_predicted(tmp_path: Path) -> None:
     known = evidence(
+        of=judged(),
         hardware="One GPU",
         measurements={"rate-6": {"output_tokens_per_s": 96.5, "tpot_p50_s": nan}},
         fleets=[{"name": "static-peak", "gpu_hours": 48.0, "cost_usd": None}],
@@ -225,7 +255,7 @@ def test_the_evidence_says_what_was_measured_and_predicted(tmp_path: Path) -> No
     )
     bundle = export(judged(), tmp_path / "bundle", evidence=known)
     page = (bundle / "EVIDENCE.md").read_text()
-    for said in ("One GPU", "vllm 0", "run-1, run-2", "| static-peak | 48 | - |", "0.031 ["):
+    for said in ("One GPU", "a-server 0", "run-1, run-2", "| static-peak | 48 | - |", "0.031 ["):
         assert said in page
     assert "| rate-6 | 96.5 |" in page
     assert "| task_accuracy | 0.97 [0.95, 0.99] |" in page
@@ -239,3 +269,81 @@ def test_the_evidence_says_what_was_measured_and_predicted(tmp_path: Path) -> No
     assert isnan(again.measurements["rate-6"]["tpot_p50_s"])
     assert again.fleets == known.fleets
     assert again.prediction == known.prediction
+
+
+def test_evidence_of_another_plan_is_refused(tmp_path: Path) -> None:
+    static = plan(hpa=None, replicas=2)
+    with pytest.raises(BundleError, match="not of 'winner' as it is now"):
+        export(plan(), tmp_path / "out", evidence=evidence(of=static), force=True)
+    # Where the model lies makes no other plan.
+    copied = shutil.copytree(plan().variant.model, tmp_path / "elsewhere")
+    moved = plan(variant=plan().variant.model_copy(update={"model": str(copied)}))
+    assert digest(moved) == digest(plan())
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"measurements": {}}, "holds no measurement"),
+        ({"versions": {"a-vllm": "0.1"}}, r"made with a-vllm 0\.1, here is 0\.2"),
+    ],
+)
+def test_evidence_that_proves_nothing_here_is_refused_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problem: str
+) -> None:
+    monkeypatch.setattr(bundle_evidence, "_ENGINES", ("a-vllm",))
+    monkeypatch.setattr(bundle_evidence.metadata, "version", {"a-vllm": "0.2"}.__getitem__)
+    poor = evidence(**changes)
+    with pytest.raises(BundleError, match=problem):
+        bundle_evidence.refuse_unfounded(plan(), poor, force=False)
+    bundle_evidence.refuse_unfounded(plan(), poor, force=True)
+
+
+def test_old_evidence_is_refused(tmp_path: Path) -> None:
+    year = (datetime.now(UTC) - timedelta(days=365.5)).isoformat(timespec="seconds")
+    old = evidence(measured_at=year)
+    with pytest.raises(BundleError, match=r"365 days old, older than max_age_days\(=90\)"):
+        export(plan(), tmp_path / "out", evidence=old)
+    bundle = export(plan(), tmp_path / "out", evidence=old, max_age_days=400)
+    check(bundle)
+    with pytest.raises(BundleError, match=r"max_age_days\(=30\)"):
+        check(bundle, max_age_days=30)
+
+
+# -- a change that the sums agree with -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "said"),
+    [
+        ("base/vllm/hpa.yaml", "maxReplicas: 4", "maxReplicas: 40", "not what plan.json gives"),
+        ("monitoring/alerts.yml", "> 0.5", "> 50", "not what plan.json gives"),
+        ("base/gateway/settings.json", '"host": "0.0.0.0"', '"host": "::"', "plan.json gives"),
+        ("plan.json", '"max_error_share": 0.01', '"max_error_share": 0.5', "not of bundle.json"),
+        ("prediction.json", '"tolerance_p50": 0.25', '"tolerance_p50": 9', "evidence.json"),
+        ("model/config.json", "{", "{ ", "model is not of bundle.json"),
+    ],
+)
+def test_a_change_is_found_though_the_sums_agree(
+    tmp_path: Path, path: str, old: str, new: str, said: str
+) -> None:
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence())
+    text = (bundle / path).read_text()
+    assert old in text
+    (bundle / path).write_text(text.replace(old, new))
+    list_again(bundle)
+    with pytest.raises(BundleError, match=re.escape(said)):
+        check(bundle)
+
+
+def test_a_bundle_of_another_version_is_held_to_its_autoscaler(tmp_path: Path) -> None:
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence())
+    head = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps(head | {"renderer_sha256": "another"}))
+    list_again(bundle)
+    assert check(bundle).hpa == plan().hpa
+    path = bundle / "base/vllm/hpa.yaml"
+    path.write_text(path.read_text().replace("maxReplicas: 4", "maxReplicas: 40"))
+    list_again(bundle)
+    with pytest.raises(BundleError, match=r"hpa\.yaml is not of plan\.json"):
+        check(bundle)
