@@ -4,7 +4,7 @@ bundle.py      all files           templates.py, templates/   those with a few p
 names.py       names, labels       kustomize.py   base, fleets, overlays, alternatives
 vllm.py        a replica           gateway.py     the gateway's settings
 autoscaling.py HPA, adapter, KEDA  monitoring.py  alerts, alert_cases.py their tests, dashboard.py
-images.py      pins                limits.py, leaks.py, semantics.py   what is refused
+images.py      pins                limits.py, leaks.py   what is refused
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import yaml
 
 from serving.hpa import HorizontalPodAutoscaler, HpaSpec, pods_metric
 from serving.manifests import render
-from serving.manifests.semantics import missing_files, problems
+from .semantics import missing_files, problems
 from serving.plan import Plan
 from tests.serving.plans import plan
 

@@ -24,7 +24,7 @@ from serving.gateway.spec import GatewaySpec, ResultCache
 from serving.hpa import REQUESTS_WAITING, HpaSpec, milli, pods_metric, quantity
 from serving.manifests import render
 from serving.manifests.names import pods_of
-from serving.manifests.semantics import missing_files, problems
+from .semantics import missing_files, problems
 from serving.plan import EngineArgs, Plan, Variant
 from tests.serving.plans import external_metric, plan, plans
 

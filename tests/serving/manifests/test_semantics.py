@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.manifests import render
-from serving.manifests.semantics import problems
+from .semantics import problems
 from tests.serving.plans import plan
 
 from .bundles import Object, base_objects, outside

@@ -44,10 +44,10 @@ def fake() -> FakeEngine:
     return FakeEngine(Variant(name="bf16", model="m"), EngineArgs())
 
 
-def prediction() -> Prediction:
-    """The twin's, for FakeEngine."""
+def latency() -> LatencyModel:
+    """Of FakeEngine."""
     step = StepTime()
-    latency = LatencyModel(
+    return LatencyModel(
         variant="bf16",
         base_s=step.base_s,
         per_seq_s=step.per_seq_s,
@@ -61,7 +61,11 @@ def prediction() -> Prediction:
         n_steps=0,
         source="the fake's own coefficients",
     )
-    return predict(plan(hpa=None, replicas=1), latency, LOAD)
+
+
+def prediction() -> Prediction:
+    """The twin's, for FakeEngine."""
+    return predict(plan(hpa=None, replicas=1), latency(), LOAD)
 
 
 def wrong(told: Prediction, factor: float, *metrics: str) -> Prediction:

@@ -11,19 +11,21 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
 from serving.errors import BundleError
-from serving.hpa import HpaSpec
+from serving.hpa import REQUESTS_RUNNING, Behavior, HpaSpec, ScalingRules, pods_metric
 from serving.manifests import Images, images
 from serving.plan import Plan, Quality, Variant
 from serving.values import Estimate
+from simulations.simulate import simulate
 from workbench import bundle_evidence
 from workbench.bundle_evidence import digest
 from workbench.export import Evidence, check, export, images_of
 
-from .bundles import contents, evidence, list_again, plan, prediction
+from .bundles import LOAD, contents, evidence, latency, list_again, plan, prediction
 
 KUSTOMIZATION, ENVIRONMENT = images.EDITABLE
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -347,3 +349,26 @@ def test_a_bundle_of_another_version_is_held_to_its_autoscaler(tmp_path: Path) -
     list_again(bundle)
     with pytest.raises(BundleError, match=r"hpa\.yaml is not of plan\.json"):
         check(bundle)
+
+
+# -- what was simulated is what is exported -------------------------------------------------------
+
+
+def test_the_exported_autoscaler_gives_the_simulated_day_again(tmp_path: Path) -> None:
+    tuned = HpaSpec(
+        max_replicas=4,
+        metrics=(pods_metric(REQUESTS_RUNNING, 3),),
+        behavior=Behavior(scale_down=ScalingRules(stabilization_window_seconds=60)),
+    )
+    chosen = plan(hpa=tuned)
+    bundle = export(chosen, tmp_path / "bundle", evidence=evidence(of=chosen))
+    exported = HpaSpec.from_yaml((bundle / "base/vllm/hpa.yaml").read_text())
+
+    def day(hpa: HpaSpec) -> Any:
+        load = LOAD.model_copy(update={"duration_s": 300.0})
+        return simulate(plan(hpa=hpa), load, latency(), seeds=(0,), force=True).per_seed
+
+    assert exported == tuned
+    pd.testing.assert_frame_equal(day(exported), day(tuned))
+    other = tuned.model_copy(update={"metrics": (pods_metric(REQUESTS_RUNNING, 30),)})
+    assert not day(other).equals(day(tuned))
