@@ -16,11 +16,11 @@ import yaml
 
 from serving.hpa import HorizontalPodAutoscaler, HpaSpec, pods_metric
 from serving.manifests import render
-from .semantics import missing_files, problems
 from serving.plan import Plan
 from tests.serving.plans import plan
 
 from .bundles import OVERLAYS, PINNED, TRACKS, Object, built, needs_kubectl, outside, write
+from .semantics import missing_files, problems
 
 MODELS = {"prometheus-operator": 6, "argo-rollouts": 2, "gateway-api": 2, "keda": 2}
 TUNED = HpaSpec.model_validate(

@@ -24,11 +24,11 @@ from serving.gateway.spec import GatewaySpec, ResultCache
 from serving.hpa import REQUESTS_WAITING, HpaSpec, milli, pods_metric, quantity
 from serving.manifests import render
 from serving.manifests.names import pods_of
-from .semantics import missing_files, problems
 from serving.plan import EngineArgs, Plan, Variant
 from tests.serving.plans import external_metric, plan, plans
 
 from .bundles import PINNED, base_objects, outside, write
+from .semantics import missing_files, problems
 
 BUILT_IN = ("v1", "apps/v1", "autoscaling/v2", "policy/v1", "networking.k8s.io/v1")
 NEWEST = int(kubernetes_validate.latest_version().split(".")[1])

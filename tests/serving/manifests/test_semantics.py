@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from serving.manifests import render
-from .semantics import problems
 from tests.serving.plans import plan
 
 from .bundles import Object, base_objects, outside
+from .semantics import problems
 
 Objects = dict[tuple[str, str], Object]
 GOOD = base_objects(render(plan()))

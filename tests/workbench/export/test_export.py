@@ -357,7 +357,7 @@ def test_a_bundle_of_another_version_is_held_to_its_autoscaler(tmp_path: Path) -
 def test_the_exported_autoscaler_gives_the_simulated_day_again(tmp_path: Path) -> None:
     tuned = HpaSpec(
         max_replicas=4,
-        metrics=(pods_metric(REQUESTS_RUNNING, 3),),
+        metrics=(pods_metric(REQUESTS_RUNNING, 0.1),),
         behavior=Behavior(scale_down=ScalingRules(stabilization_window_seconds=60)),
     )
     chosen = plan(hpa=tuned)
