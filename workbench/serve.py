@@ -183,7 +183,7 @@ def _start_replicas(
 
 
 def _config(bundle: Path) -> list[str]:
-    exported = bundle / "gateway" / "settings.json"
+    exported = bundle / "base" / "gateway" / "settings.json"
     return ["--config", str(exported)] if exported.exists() else []
 
 

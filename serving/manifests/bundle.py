@@ -103,6 +103,8 @@ def _values(plan: Plan) -> dict[str, Any]:
         "gpus": plan.gpus_per_replica,
         "grace_s": vllm.GRACE_S,
         "pre_stop_s": vllm.PRE_STOP_S,
+        "tracks": gateway.tracks(plan),
+        "api_keys": gateway.API_KEYS,
         "gateway_grace_s": gateway.GRACE_S,
         "scrape_interval": monitoring.SCRAPE_INTERVAL,
         "prometheus_url": names.PROMETHEUS_URL,
@@ -142,9 +144,9 @@ def _objects(plan: Plan) -> dict[str, Any]:
 
 @cache
 def _same_for_every_plan() -> dict[str, str]:
-    tests = alert_cases.promtool_tests("alerts.yml", "", alert_cases.cases(_POD))
+    tests = alert_cases.promtool_tests("rules.yml", "", alert_cases.cases(_POD))
     return {
-        "monitoring/alerts.yml": dumped(monitoring.rule_groups()),
-        "monitoring/alerts_test.yml": dumped(tests),
+        "monitoring/rules.yml": dumped(monitoring.rule_groups()),
+        "monitoring/rules_test.yml": dumped(tests),
         "monitoring/prometheus.yml": dumped(monitoring.scrape_config()),
     }

@@ -1,11 +1,11 @@
-"""What the exported gateway is told: base/gateway/settings.json."""
+"""What the exported gateway is told: by base/gateway/settings.json, and by its environment."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
 
-from serving.manifests.names import GATEWAY_PORT, TRACKS, VLLM_PORT, fleet_name
+from serving.manifests.names import TRACKS, VLLM_PORT, fleet_name
 from serving.plan import Plan
 
 API_KEYS = "/etc/gateway-keys/api-keys.json"
@@ -15,23 +15,21 @@ GRACE_S = DRAIN_DELAY_S + DRAIN_S + 15
 
 
 def settings(plan: Plan, weights: str) -> dict[str, Any]:
-    """Settings of the gateway in a cluster; the environment wins over them.
+    """What is the same wherever the gateway runs; where things are is its environment's to say.
 
     Args:    weights: digest of the model that the bundle carries, "" for one of a hub.
     """
     return {
         "model": plan.variant.name,
         "revision": plan.variant.revision or revision_of(plan, weights),
-        "tracks": {
-            track: [f"dns+http://{fleet_name(plan, track)}:{VLLM_PORT}"] for track in TRACKS
-        },
-        "stable": "stable",
         "spec": plan.gateway.model_dump(mode="json"),
-        "host": "0.0.0.0",
-        "port": GATEWAY_PORT,
-        "api_keys_file": API_KEYS,
         "timeouts": {"drain_delay_s": DRAIN_DELAY_S, "drain_s": DRAIN_S},
     }
+
+
+def tracks(plan: Plan) -> dict[str, list[str]]:
+    """Where the replicas of each track are in a cluster: every address of a headless Service."""
+    return {t: [f"dns+http://{fleet_name(plan, t)}:{VLLM_PORT}"] for t in TRACKS}
 
 
 def revision_of(plan: Plan, weights: str) -> str:

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from serving.manifests.autoscaling import keda_can
+from serving.manifests.gateway import tracks
 from serving.manifests.names import TRACKS, Object, app_name, fleet_name, gateway_name
 from serving.manifests.templates import paths
 from serving.manifests.vllm import is_local
@@ -129,14 +130,18 @@ def _gateway_env(plan: Plan, name: str, value: str) -> Object:
 
 
 def _second_gateway(plan: Plan) -> Object:
-    """A gateway that serves the canary alone, under selectors of its own."""
+    """A gateway that serves the canary alone, under selectors of its own.
+
+    It calls that track `stable`, as the rollout's state in Redis does, which both gateways read.
+    """
+    only = {"stable": tracks(plan)["canary"]}
     instance = {"app.kubernetes.io/instance": f"{gateway_name(plan)}-canary"}
     monitor = {"path": "spec/selector/matchLabels", "kind": "ServiceMonitor"}
     return _kustomization(
         resources=["../../../base/gateway"],
         nameSuffix="-canary",
         labels=[{"pairs": instance, "includeSelectors": True, "fields": [monitor]}],
-        patches=[_gateway_env(plan, "GATEWAY_STABLE", "canary")],
+        patches=[_gateway_env(plan, "GATEWAY_TRACKS", json.dumps(only))],
     )
 
 

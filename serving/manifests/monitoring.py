@@ -54,7 +54,7 @@ def scrape_config() -> dict[str, Any]:
     targets = {"vllm": f"vllm:{VLLM_PORT}", "gateway": f"gateway:{GATEWAY_PORT}"}
     return {
         "global": {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL},
-        "rule_files": ["alerts.yml"],
+        "rule_files": ["rules.yml"],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": ["127.0.0.1:9093"]}]}]},
         "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": [target]}]}

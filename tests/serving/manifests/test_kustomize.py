@@ -146,7 +146,7 @@ def test_a_colour_is_what_its_gateways_serve_and_the_rest_is_the_same(bundle: Pa
         return taken
 
     stable, blue, green = (gateway(track) for track in ("stable", "blue", "green"))
-    assert "GATEWAY_STABLE" not in env(stable)
+    assert env(stable)["GATEWAY_STABLE"] == "stable"
     assert env(blue)["GATEWAY_STABLE"] == "blue"
     assert env(green)["GATEWAY_STABLE"] == "green"
     assert stable == blue == green
@@ -195,6 +195,20 @@ def test_argo_moves_what_the_autoscaler_scales(bundle: Path) -> None:
     assert json.loads(tracks) == {"stable": ["http://vllm-winner-istio"]}
     keda = built(bundle, "alternatives/keda")
     assert list(of_kind(keda, "HorizontalPodAutoscaler")) == ["gateway-winner"]
+
+
+@needs_kubectl
+def test_the_second_gateway_serves_the_canary_and_no_service_mixes_them(bundle: Path) -> None:
+    objects = built(bundle, "alternatives/gateway-api")
+    second = of_kind(objects, "Deployment")["gateway-winner-canary"]["spec"]["template"]
+    told = {one["name"]: one.get("value") for one in second["spec"]["containers"][0]["env"]}
+    assert json.loads(told["GATEWAY_TRACKS"]) == {"stable": ["dns+http://vllm-winner-canary:8000"]}
+    assert "vllm-winner-canary" in of_kind(objects, "Service")
+    first = of_kind(built(bundle, "overlays/stable"), "Service")["gateway-winner"]["spec"]
+    assert not first["selector"].items() <= second["metadata"]["labels"].items()
+    (route,) = of_kind(objects, "HTTPRoute").values()
+    weights = {b["name"]: b["weight"] for b in route["spec"]["rules"][0]["backendRefs"]}
+    assert weights == {"gateway-winner": 99, "gateway-winner-canary": 1}
 
 
 # -- CRDs --------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def faster(folder: Path, target: int, alertmanager: int, webhook: int) -> None:
         found["alerting"]["alertmanagers"][0]["static_configs"] = at
 
     change("prometheus.yml", prometheus)
-    change("alerts.yml", lambda found: found["groups"][0].update(interval="1s"))
+    change("rules.yml", lambda found: found["groups"][0].update(interval="1s"))
 
     def manager(found: Any) -> None:
         found["route"] |= {"group_wait": "1s", "group_interval": "1s"}

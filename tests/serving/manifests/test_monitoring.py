@@ -40,23 +40,23 @@ def promtool(*arguments: str, cwd: Path) -> str:
 @needs_promtool
 def test_the_exported_rules_pass_their_own_tests(tmp_path: Path) -> None:
     folder = write(FILES, tmp_path) / "monitoring"
-    assert "7 rules found" in promtool("check", "rules", "alerts.yml", cwd=folder)
+    assert "7 rules found" in promtool("check", "rules", "rules.yml", cwd=folder)
     promtool("check", "config", "prometheus.yml", cwd=folder)
-    promtool("test", "rules", "alerts_test.yml", cwd=folder)
+    promtool("test", "rules", "rules_test.yml", cwd=folder)
 
 
 @needs_promtool
 @pytest.mark.parametrize("alert", [alert.name for alert in ALERTS])
 def test_each_alert_is_tried_both_ways(alert: str, tmp_path: Path) -> None:
     folder = write(FILES, tmp_path) / "monitoring"
-    found = yaml.safe_load((folder / "alerts.yml").read_text())
+    found = yaml.safe_load((folder / "rules.yml").read_text())
     (rule,) = (one for one in found["groups"][0]["rules"] if one["alert"] == alert)
     # A rule that always fires and one that never does are both found out.
     for expression in ("vector(1)", "vector(1) > 2"):
         rule["expr"] = expression
-        (folder / "alerts.yml").write_text(yaml.safe_dump(found))
+        (folder / "rules.yml").write_text(yaml.safe_dump(found))
         done = subprocess.run(
-            ["promtool", "test", "rules", "alerts_test.yml"], cwd=folder, capture_output=True
+            ["promtool", "test", "rules", "rules_test.yml"], cwd=folder, capture_output=True
         )
         assert done.returncode != 0, expression
 
@@ -65,19 +65,19 @@ def test_each_alert_is_tried_both_ways(alert: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pod", PODS)
 def test_the_cluster_s_rules_see_every_track_and_no_other_plan(pod: str, tmp_path: Path) -> None:
     spec = yaml.safe_load(FILES["base/monitoring/prometheus-rule.yaml"])["spec"]
-    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(spec))
     other = 'pod="vllm-other-5d4f-x1y2z"'
     tried = cases(pod) | {
         "slow elsewhere": ([*latency(0, 0.2, pod), *latency(0.9, 0.6, other)], set())
     }
-    tests = promtool_tests("alerts.yml", pods_of(plan()), tried)
+    tests = promtool_tests("rules.yml", pods_of(plan()), tried)
     (tmp_path / "test.yml").write_text(yaml.safe_dump(tests))
     promtool("test", "rules", "test.yml", cwd=tmp_path)
 
 
 def test_every_alert_has_its_page_and_every_page_its_alert() -> None:
     pages = {path for path in FILES if path.startswith("runbooks/")}
-    rules = yaml.safe_load(FILES["monitoring/alerts.yml"])["groups"][0]["rules"]
+    rules = yaml.safe_load(FILES["monitoring/rules.yml"])["groups"][0]["rules"]
     assert {rule["annotations"]["runbook"] for rule in rules} == pages
     for page in pages:
         assert FILES[page].startswith(f"# {Path(page).stem}\n")

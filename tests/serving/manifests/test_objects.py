@@ -201,30 +201,37 @@ def test_vllm_gets_the_arguments_that_were_simulated() -> None:
 # -- the gateway -------------------------------------------------------------------------------
 
 
+def variables(found: dict[str, Any]) -> dict[str, str]:
+    """What a Deployment of the gateway says by the environment."""
+    (gateway,) = found["spec"]["template"]["spec"]["containers"]
+    return {one["name"]: one["value"] for one in gateway["env"] if "value" in one}
+
+
 def test_the_gateway_takes_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = GatewaySpec(balancing="two_choices", max_outstanding=9, result_cache=ResultCache(size=7))
     chosen = plan(gateway=spec)
     folder = write(render(chosen), tmp_path)
-    path = folder / "base/gateway/settings.json"
-    told = load(path)
+    path, objects = folder / "base/gateway/settings.json", base_objects(render(chosen))
+    with monkeypatch.context() as cluster:
+        for name, value in variables(objects["Deployment", "gateway-winner"]).items():
+            cluster.setenv(name, value)
+        told = load(path)
     assert told.spec == spec
-    assert told.model == "int8"
-    assert told.first_stable == "stable"
+    assert (told.model, told.host, told.first_stable) == ("int8", "0.0.0.0", "stable")
     services = {
         f"dns+http://{name}:{port['port']}"
-        for (kind, name), one in base_objects(render(chosen)).items()
+        for (kind, name), one in objects.items()
         if kind == "Service"
         for port in one["spec"]["ports"]
     }
     assert set(told.tracks["stable"]) <= services
-    # What an overlay and compose.yaml say by the environment wins, and is taken too.
-    monkeypatch.setenv("GATEWAY_STABLE", "green")
-    assert load(path).first_stable == "green"
-    monkeypatch.delenv("GATEWAY_STABLE")
+    assert set(told.tracks) == {"stable", "canary", "blue", "green"}
     composed = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["gateway"]
-    for name, value in composed["environment"].items():
-        monkeypatch.setenv(name, value)
-    assert load(path).tracks["stable"] == ("http://vllm:8000",)
+    with monkeypatch.context() as machine:
+        for name, value in composed["environment"].items():
+            machine.setenv(name, value)
+        assert load(path).tracks == {"stable": ("http://vllm:8000",)}
+        assert load(path).spec == spec
 
 
 def test_another_model_is_another_revision_to_the_cache_of_answers() -> None:
@@ -249,7 +256,10 @@ def test_the_gateway_is_spread_and_scales_on_cpu() -> None:
     (gateway,) = spec["containers"]
     secrets = [one for one in gateway["env"] if "secretKeyRef" in one.get("valueFrom", {})]
     assert [one["name"] for one in secrets] == ["GATEWAY_REDIS_URL"]
-    assert not any("value" in one for one in gateway["env"])
+    assert set(variables(objects["Deployment", "gateway-winner"])) == {
+        *("GATEWAY_TRACKS", "GATEWAY_STABLE", "GATEWAY_HOST", "GATEWAY_PORT"),
+        "GATEWAY_API_KEYS_FILE",
+    }
     assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
 

@@ -109,7 +109,7 @@ FAULTS: dict[str, tuple[Callable[[Objects], object], str]] = {
         "Secret x, which is not there",
     ),
     "secret in the environment": (
-        lambda o: container(o, GATEWAY)["env"][0]["valueFrom"]["secretKeyRef"].update(name="x"),
+        lambda o: container(o, GATEWAY)["env"][-1]["valueFrom"]["secretKeyRef"].update(name="x"),
         "reads Secret x",
     ),
     "configuration": (

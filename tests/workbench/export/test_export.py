@@ -67,7 +67,7 @@ def test_a_local_model_with_a_revision_is_still_the_one_in_the_bundle(tmp_path: 
     "path",
     [
         *("base/vllm/hpa.yaml", "plan.json", "model/config.json", "docker/serving/plan.py"),
-        *("monitoring/alerts.yml", "sbom.json", "base/gateway/settings.json", "bundle.json"),
+        *("monitoring/rules.yml", "sbom.json", "base/gateway/settings.json", "bundle.json"),
     ],
 )
 def test_every_change_is_noticed(tmp_path: Path, path: str) -> None:
@@ -319,8 +319,8 @@ def test_old_evidence_is_refused(tmp_path: Path) -> None:
     ("path", "old", "new", "said"),
     [
         ("base/vllm/hpa.yaml", "maxReplicas: 4", "maxReplicas: 40", "not what plan.json gives"),
-        ("monitoring/alerts.yml", "> 0.5", "> 50", "not what plan.json gives"),
-        ("base/gateway/settings.json", '"host": "0.0.0.0"', '"host": "::"', "plan.json gives"),
+        ("monitoring/rules.yml", "> 0.5", "> 50", "not what plan.json gives"),
+        ("base/gateway/settings.json", '"drain_s": 60', '"drain_s": 0', "plan.json gives"),
         ("plan.json", '"max_error_share": 0.01', '"max_error_share": 0.5', "not of bundle.json"),
         ("prediction.json", '"tolerance_p50": 0.25', '"tolerance_p50": 9', "evidence.json"),
         ("model/config.json", "{", "{ ", "model is not of bundle.json"),

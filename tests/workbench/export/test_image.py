@@ -55,7 +55,10 @@ def test_the_gateway_runs_from_the_bundle_and_its_pins_alone(bundle: Path, tmp_p
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"PYTHONPATH": f"{bundle / 'docker'}:{site}"},
+        env={
+            "PYTHONPATH": f"{bundle / 'docker'}:{site}",
+            "GATEWAY_TRACKS": '{"stable": ["http://127.0.0.1:8000"]}',
+        },
     )
     assert done.returncode == 0, done.stderr
     where, model, *_ = done.stdout.split()
