@@ -9,9 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-import serving.manifests
 from serving.errors import BundleError, InputError
 from serving.hpa import HpaSpec
 from serving.manifests import Images, images, render
@@ -19,6 +16,7 @@ from serving.manifests.leaks import refuse_secrets
 from serving.plan import Plan
 from serving.values import Value
 from simulations.result import Prediction
+from workbench import bundle_image
 from workbench.bundle_evidence import (
     MODEL,
     Evidence,
@@ -29,10 +27,11 @@ from workbench.bundle_evidence import (
 )
 from workbench.bundle_pages import evidence_page, readme
 
-__all__ = ["MODEL", "SUMS", "Bundle", "Evidence", "check", "export", "images_of"]
+__all__ = ["MODEL", "SUMS", "Bundle", "Evidence", "check", "export"]
 
 SUMS = "SHA256SUMS"
 HEAD = "bundle.json"
+HPA = "base/vllm/hpa.yaml"
 _AGAIN = "Export the bundle again."
 _NEEDED = {HEAD, "plan.json", "prediction.json", "evidence.json", *images.EDITABLE}
 _NOT_SERVED = ("card.json", "seen.npy", "pruned.json")
@@ -46,8 +45,8 @@ class Bundle(Value):
     plan_sha256: str
     model_sha256: str = ""
     """Of the list of sums of the model's files; "" where a hub has it."""
-    renderer_sha256: str
-    """Of the code that wrote the manifests: the same code must write the same again."""
+    serving_sha256: str
+    """Of the package that wrote the manifests and is in docker/: it must write the same again."""
 
 
 def export(
@@ -94,14 +93,14 @@ def export(
 
 def _contents(plan: Plan, evidence: Evidence, chosen: Images, model: str) -> dict[str, bytes]:
     """Every file that is not the model's or a value of its own."""
-    from workbench import bundle_image
+    from workbench.bundle_sbom import SBOM, bill_of_materials
 
     pinned = bundle_image.pins()
-    head = Bundle(plan_sha256=digest(plan), model_sha256=model, renderer_sha256=_renderer())
+    head = Bundle(plan_sha256=digest(plan), model_sha256=model, serving_sha256=_code())
     texts = {
         **render(plan, chosen=chosen, weights=model),
         bundle_image.REQUIREMENTS: bundle_image.requirements(pinned),
-        bundle_image.SBOM: bundle_image.bill_of_materials(plan.name, pinned, chosen),
+        SBOM: bill_of_materials(plan.name, pinned, chosen),
         HEAD: head.model_dump_json(indent=2) + "\n",
         "EVIDENCE.md": evidence_page(plan, evidence),
         "README.md": readme(plan, chosen),
@@ -184,7 +183,7 @@ def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
     needed = _NEEDED - wanted.keys()
     if needed:
         raise BundleError(f"{folder / min(needed)} is not in {SUMS}", remedy=_AGAIN)
-    images_of(folder)
+    images.of_bundle(folder)
     try:
         plan = Plan.read(folder / "plan.json")
         head = Bundle.read(folder / HEAD)
@@ -201,32 +200,26 @@ def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
     return plan
 
 
-def images_of(folder: Path) -> images.Chosen:
-    """Images of a bundle, in a cluster and (as `compose NAME`) on one machine; None is still to be set.
-
-    Raises:  BundleError: an image that can move.
-    """
-    cluster, composed = images.check(*((folder / path).read_text() for path in images.EDITABLE))
-    return cluster | {f"compose {name}": image for name, image in composed.items()}
-
-
 def _refuse_disagreement(folder: Path, plan: Plan, head: Bundle, model: str) -> None:
     """What lies there is what the plan gives."""
     if head.plan_sha256 != digest(plan) or head.model_sha256 != model:
         other = "plan.json" if head.model_sha256 == model else MODEL
         raise BundleError(f"{folder / other} is not of {HEAD}", remedy=_AGAIN)
-    if head.renderer_sha256 == _renderer():
-        for path, text in render(plan, weights=model).items():
+    if head.serving_sha256 == _code():
+        written = {path: text.encode() for path, text in render(plan, weights=model).items()}
+        for path, content in (written | bundle_image.source()).items():
             there = folder / path
-            if path not in images.EDITABLE and not (there.is_file() and there.read_text() == text):
+            if path not in images.EDITABLE and not (
+                there.is_file() and there.read_bytes() == content
+            ):
                 raise BundleError(f"{there} is not what plan.json gives", remedy=_AGAIN)
     elif plan.hpa is not None:
         try:
-            same = HpaSpec.from_yaml((folder / "base/vllm/hpa.yaml").read_text()) == plan.hpa
-        except (InputError, OSError, yaml.YAMLError):
+            same = HpaSpec.from_yaml((folder / HPA).read_text()) == plan.hpa
+        except (InputError, OSError):
             same = False
         if not same:
-            raise BundleError(f"{folder / 'base/vllm/hpa.yaml'} is not of plan.json", remedy=_AGAIN)
+            raise BundleError(f"{folder / HPA} is not of plan.json", remedy=_AGAIN)
 
 
 def weights(digests: Mapping[str, str]) -> str:
@@ -236,14 +229,9 @@ def weights(digests: Mapping[str, str]) -> str:
 
 
 @cache
-def _renderer() -> str:
-    """Digest of what writes the manifests."""
-    root = Path(serving.manifests.__file__).parent.parent
-    found: dict[str, str] = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
-            within = path.relative_to(root).as_posix()
-            found[within] = hashlib.sha256(path.read_bytes()).hexdigest()
+def _code() -> str:
+    """Digest of the package that writes the manifests."""
+    found = {path: hashlib.sha256(one).hexdigest() for path, one in bundle_image.source().items()}
     return hashlib.sha256(_listed(found).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ does. Nothing else of the bundle may be edited.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -81,6 +82,21 @@ def check(kustomization: str, environment: str) -> tuple[Chosen, Chosen]:
     Raises:  BundleError: an image that can move, or anything else that was changed.
     """
     return _in_cluster(kustomization), _composed(environment)
+
+
+def of_bundle(folder: Path) -> Chosen:
+    """Images of a bundle: of a cluster, and as `compose NAME` of one machine.
+
+    Raises:  BundleError: a file that is not there, an image that can move, or another change.
+    """
+    try:
+        cluster, composed = check(*((folder / path).read_text() for path in EDITABLE))
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {error.filename} ({error.strerror})",
+            remedy="Name the folder that `workbench export` wrote.",
+        ) from error
+    return cluster | {f"compose {name}": image for name, image in composed.items()}
 
 
 def _component(pins: list[dict[str, str]]) -> dict[str, Any]:

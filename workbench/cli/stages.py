@@ -119,10 +119,11 @@ def _check_bundle(bundle: Path, max_age_days: float | None, *, as_json: bool) ->
     """Validate a bundle that lies anywhere, and say what ops still have to pin."""
     import pandas as pd
 
-    from workbench.export import check, images_of
+    from serving.manifests import images
+    from workbench.export import check
 
     plan = check(bundle, max_age_days=max_age_days)
-    unset = [name for name, image in images_of(bundle).items() if image is None]
+    unset = [name for name, image in images.of_bundle(bundle).items() if image is None]
     row = {
         "bundle": str(bundle),
         "plan": plan.name,

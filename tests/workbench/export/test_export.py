@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from math import isnan, nan
 from pathlib import Path
@@ -23,7 +24,7 @@ from serving.values import Estimate
 from simulations.simulate import simulate
 from workbench import bundle_evidence
 from workbench.bundle_evidence import digest
-from workbench.export import Evidence, check, export, images_of
+from workbench.export import Evidence, check, export
 
 from .bundles import LOAD, contents, evidence, latency, list_again, plan, prediction
 
@@ -120,7 +121,7 @@ def test_a_pinned_image_is_in_every_file_that_needs_one(tmp_path: Path) -> None:
     check(bundle)
     assert f"VLLM_IMAGE={PINNED.vllm}\n" in (bundle / ENVIRONMENT).read_text()
     assert DIGEST in (bundle / KUSTOMIZATION).read_text()
-    known = images_of(bundle)
+    known = images.of_bundle(bundle)
     assert known["vllm"] == known["compose vllm"] == PINNED.vllm
     assert known["gateway"] is None
 
@@ -321,6 +322,7 @@ def test_old_evidence_is_refused(tmp_path: Path) -> None:
         ("base/vllm/hpa.yaml", "maxReplicas: 4", "maxReplicas: 40", "not what plan.json gives"),
         ("monitoring/rules.yml", "> 0.5", "> 50", "not what plan.json gives"),
         ("base/gateway/settings.json", '"drain_s": 60', '"drain_s": 0', "plan.json gives"),
+        ("docker/serving/gateway/keys.py", "self._anonymous", "True", "plan.json gives"),
         ("plan.json", '"max_error_share": 0.01', '"max_error_share": 0.5', "not of bundle.json"),
         ("prediction.json", '"tolerance_p50": 0.25', '"tolerance_p50": 9', "evidence.json"),
         ("model/config.json", "{", "{ ", "model is not of bundle.json"),
@@ -341,7 +343,7 @@ def test_a_change_is_found_though_the_sums_agree(
 def test_a_bundle_of_another_version_is_held_to_its_autoscaler(tmp_path: Path) -> None:
     bundle = export(plan(), tmp_path / "bundle", evidence=evidence())
     head = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps(head | {"renderer_sha256": "another"}))
+    (bundle / "bundle.json").write_text(json.dumps(head | {"serving_sha256": "another"}))
     list_again(bundle)
     assert check(bundle).hpa == plan().hpa
     path = bundle / "base/vllm/hpa.yaml"
@@ -372,3 +374,25 @@ def test_the_exported_autoscaler_gives_the_simulated_day_again(tmp_path: Path) -
     pd.testing.assert_frame_equal(day(exported), day(tuned))
     other = tuned.model_copy(update={"metrics": (pods_metric(REQUESTS_RUNNING, 30),)})
     assert not day(other).equals(day(tuned))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_checks_a_bundle(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "workbench.cli", "export", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    bundle = export(plan(), tmp_path / "bundle", evidence=evidence(), pinned=PINNED)
+    done = run("--check", "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["holds"] is True
+    assert "gateway" in row["images_to_pin"]
+    assert "compose vllm" not in row["images_to_pin"]
+    (bundle / "base/vllm/pdb.yaml").unlink()
+    done = run("--check", "bundle")
+    assert done.returncode == 2
+    assert "pdb.yaml is missing. Export the bundle again." in done.stderr
+    assert run("--max-age-days", "3").returncode == 2
