@@ -43,7 +43,7 @@ def limping(*failing: int) -> Limping:
 
 
 def bundle_of(told: Prediction, tmp_path: Path) -> Path:
-    return export(plan(), tmp_path / "bundle", evidence=evidence(told))
+    return export(plan(), tmp_path / "bundle", evidence=evidence(told), force=True)
 
 
 def test_a_true_prediction_holds(tmp_path: Path) -> None:
@@ -178,8 +178,9 @@ def test_a_changed_bundle_starts_nothing(tmp_path: Path) -> None:
         verify(bundle, folder=tmp_path / "found", engine=engine)
     assert engine.runs == 0
     list_again(bundle)
-    with engine:
-        assert not verify(bundle, folder=tmp_path / "found", engine=engine).holds
+    with engine, pytest.raises(BundleError, match=r"prediction\.json is not of evidence\.json"):
+        verify(bundle, folder=tmp_path / "found", engine=engine)
+    assert engine.runs == 0
 
 
 @pytest.mark.vllm
