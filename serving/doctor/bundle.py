@@ -8,8 +8,8 @@ from pathlib import Path
 
 from serving.doctor.model import Model
 from serving.errors import BundleError, InputError
-from serving.manifests import KUSTOMIZATION, check_kustomization
-from serving.manifests.kubernetes import PORT
+from serving.manifests import images
+from serving.manifests.names import GATEWAY_PORT, VLLM_PORT
 from serving.plan import Plan
 
 _AGAIN = "Name the folder that `workbench export` wrote."
@@ -24,7 +24,7 @@ class Bundle:
         hardware: what it was measured on; empty where nobody wrote it down.
         cold_start_s: what the autoscaler was tuned with; 0 where nobody wrote it down.
         image: pinned by digest; None where it is still to be set.
-        image_problem: what is wrong with the one file that ops may edit.
+        image_problem: what is wrong with the two files that ops may edit.
     """
 
     folder: Path
@@ -73,8 +73,8 @@ class Bundle:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """What a start on one machine listens on: vLLM and Prometheus."""
-        return (PORT, 9090)
+        """What a start on one machine listens on: vLLM, the gateway and Prometheus."""
+        return (VLLM_PORT, GATEWAY_PORT, 9090)
 
 
 def _evidence(path: Path) -> tuple[dict[str, str], str, float]:
@@ -90,13 +90,10 @@ def _evidence(path: Path) -> tuple[dict[str, str], str, float]:
 
 
 def _image(folder: Path) -> tuple[str | None, str]:
-    path = folder / KUSTOMIZATION
+    """The vLLM image of a cluster, or what is wrong with the files that pin images."""
+    if not (folder / images.KUSTOMIZATION).is_file():
+        raise BundleError(f"{folder / images.KUSTOMIZATION} is not there", remedy=_AGAIN)
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise BundleError(f"cannot read {path} ({error.strerror})", remedy=_AGAIN) from error
-    paths = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    try:
-        return check_kustomization(text, paths), ""
+        return images.of_bundle(folder)["vllm"], ""
     except BundleError as error:
         return None, str(error)

@@ -55,7 +55,7 @@ def versions(machine: Machine, bundle: Bundle | None) -> Finding:
 
 
 def image_pin(machine: Machine, bundle: Bundle | None) -> Finding:
-    """Whether the image is named by its digest, and nothing else in the kustomization was changed."""
+    """Whether the image is named by its digest, and nothing else was changed beside it."""
     name = "image pinned"
     if bundle is None:
         return Finding(name=name, status="skip", says="needs a bundle")
@@ -64,14 +64,14 @@ def image_pin(machine: Machine, bundle: Bundle | None) -> Finding:
             name=name,
             status="fail",
             says=bundle.image_problem,
-            remedy="Set the digest in the kustomization as it was exported.",
+            remedy="Set digests in images/ as they were exported, and nothing else.",
         )
     if bundle.image is None:
         return Finding(
             name=name,
             status="fail",
-            says="kubernetes/kustomization.yaml still says IMAGE_DIGEST: no pod can start",
-            remedy="`crane digest vllm/vllm-openai:TAG` gives it, `kustomize edit set image` sets it.",
+            says="images/kustomization.yaml still says IMAGE_DIGEST: no pod can start",
+            remedy="Put what `crane digest vllm/vllm-openai:TAG` says in its place.",
         )
     return Finding(name=name, status="pass", says=bundle.image)
 

@@ -227,7 +227,7 @@ def test_pins() -> None:
 
 
 def test_ports_programs_and_clock() -> None:
-    assert said(machine(), bundle(), "ports") == ("pass", "8000, 9090 are free ")
+    assert said(machine(), bundle(), "ports") == ("pass", "8000, 8080, 9090 are free ")
     taken = machine(busy_ports={8000: "in use", 1: "Permission denied"})
     assert said(taken, bundle(), "ports")[0] == "warn"
     assert "Permission" not in said(taken, bundle(), "ports")[1]

@@ -191,7 +191,7 @@ def test_a_hub_model_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_image_that_can_move_is_told(tmp_path: Path) -> None:
     folder = written(tmp_path)
-    path = folder / "kubernetes" / "kustomization.yaml"
+    path = folder / "images" / "kustomization.yaml"
     path.write_text(path.read_text().replace("digest: sha256:", "digest: latest#"))
     found = Bundle.read(folder)
     assert found.image is None
