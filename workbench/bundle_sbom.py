@@ -30,6 +30,7 @@ def bill_of_materials(name: str, pinned: Mapping[str, str], images: Images) -> s
         bom.components.add(Component(name=package, version=version, purl=purl, bom_ref=str(purl)))
     for used, image in images.model_dump().items():
         bom.components.add(_container(used, image))
+    bom.register_dependency(bom.metadata.component, bom.components)
     made = json.loads(JsonV1Dot6(bom).output_as_string())
     made["metadata"].pop("timestamp", None)
     content = json.dumps({k: v for k, v in made.items() if k != "serialNumber"}, sort_keys=True)

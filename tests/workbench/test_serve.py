@@ -42,7 +42,8 @@ METRICS = ("ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "output_tokens_per_s")
 
 
 def bundle_of(told: Prediction, folder: Path) -> Path:
-    return export(plan(engine=ENGINE), folder, evidence=evidence(told))
+    shipped = plan(engine=ENGINE)
+    return export(shipped, folder, evidence=evidence(told, of=shipped))
 
 
 def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path: Path) -> None:
