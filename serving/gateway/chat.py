@@ -167,6 +167,7 @@ class Chat:
             {"Content-Type": _JSON, "traceparent": ask.trace, "X-Request-Id": ask.request_id},
             course.track,
             ask.prefix,
+            stream=ask.stream,
         )
         course.first_s = time.monotonic() - ask.began_s
         course.replica = upstream.replica.url

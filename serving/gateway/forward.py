@@ -7,6 +7,7 @@ in it (the usage at its end) must be seen whole.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +36,9 @@ class Upstream:
     first: bytes
     """Whole events where it is a stream; else the whole answer."""
     _response: aiohttp.ClientResponse
-    _idle_s: float
+    _timeouts: Timeouts
+    _until_s: float
+    """When it has taken too long, however steadily it comes."""
     _left: bytes = field(default=b"", repr=False)
 
     async def rest(self) -> AsyncIterator[bytes]:
@@ -50,6 +53,8 @@ class Upstream:
                 piece = await content.readany()
                 if not piece:
                     break
+                if time.monotonic() > self._until_s:
+                    raise timed_out(f"The answer took over {self._timeouts.total_s:g} s.")
                 if left:
                     piece = left + piece
                     left = b""
@@ -61,7 +66,7 @@ class Upstream:
                     piece, left = piece[:cut], piece[cut:]
                 yield piece
         except TimeoutError:
-            raise timed_out(f"The model was silent for {self._idle_s:g} s.") from None
+            raise timed_out(f"The model was silent for {self._timeouts.idle_s:g} s.") from None
         except (aiohttp.ClientError, OSError) as error:
             raise broken(f"The model's server broke off ({type(error).__name__}).") from error
         if left:
@@ -81,17 +86,26 @@ class Forwarder:
         self._fleet = fleet
         self._session = session
         self._timeouts = timeouts
-        self._limit = aiohttp.ClientTimeout(
-            total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.idle_s
-        )
+        # How long a read may take depends on what has been read; see `_begin` and `_first`.
+        self._limit = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s)
         self._retries = retries
 
     async def send(
-        self, path: str, body: bytes, headers: Mapping[str, str], track: str, prefix: int
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        track: str,
+        prefix: int,
+        *,
+        stream: bool,
     ) -> Upstream:
         """Send to one replica after another until one begins to answer.
 
+        Not after a time-out: the client has waited for long enough.
+
         Args:    prefix: requests that begin alike have the same.
+                 stream: whether a stream is asked for; any other answer begins when it is whole.
         Returns: an answer that has begun; its replica counts it until `release`.
         Raises:  ApiError: none could; the last one's reason.
         """
@@ -109,11 +123,11 @@ class Forwarder:
             replica.outstanding += 1
             begun = None
             try:
-                begun = await self._begin(replica, path, body, headers)
+                begun = await self._begin(replica, path, body, headers, stream)
             except ApiError as error:
                 reason = error
                 failures += error.status != 503
-                if failures == _MOST_FAILURES:
+                if failures == _MOST_FAILURES or error.status == 504:
                     raise
             finally:
                 if begun is None:
@@ -134,24 +148,27 @@ class Forwarder:
             upstream.replica.succeeded()
 
     async def _begin(
-        self, replica: Replica, path: str, body: bytes, headers: Mapping[str, str]
+        self, replica: Replica, path: str, body: bytes, headers: Mapping[str, str], stream: bool
     ) -> Upstream:
         """The first events of a replica's answer, or all of an answer that is no stream."""
         response = None
         begun = None
+        limit_s = self._timeouts.first_byte_s if stream else self._timeouts.total_s
         try:
-            async with asyncio.timeout(self._timeouts.first_byte_s):
+            async with asyncio.timeout(limit_s):
                 response = await self._session.post(
                     replica.url + path, data=body, headers=headers, timeout=self._limit
                 )
                 begun = await self._first(replica, path, response)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._fleet.failed(replica, unreachable=True)
+            raise broken("The model's server cannot be reached.") from error
         except TimeoutError:
             self._fleet.failed(replica, unreachable=False)
-            raise timed_out(
-                f"The model did not begin to answer within {self._timeouts.first_byte_s:g} s."
-            ) from None
+            begin = "begin to answer" if stream else "answer"
+            raise timed_out(f"The model did not {begin} within {limit_s:g} s.") from None
         except (aiohttp.ClientError, OSError) as error:
-            self._fleet.failed(replica, unreachable=isinstance(error, aiohttp.ClientConnectorError))
+            self._fleet.failed(replica, unreachable=False)
             raise broken(f"The model's server broke off ({type(error).__name__}).") from error
         finally:
             if begun is None and response is not None:
@@ -169,9 +186,12 @@ class Forwarder:
         self, replica: Replica, path: str, response: aiohttp.ClientResponse
     ) -> Upstream:
         kind = response.headers.get("Content-Type", "application/json")
+        until_s = time.monotonic() + self._timeouts.total_s
         if not kind.startswith("text/event-stream") or response.status != 200:
             whole = await response.read()
-            return Upstream(replica, response.status, kind, whole, response, 0.0)
+            return Upstream(
+                replica, response.status, kind, whole, response, self._timeouts, until_s
+            )
         # A chat begins with the role alone: what is worth seeing is the event after it.
         wanted = 2 if path == PATHS["chat"] else 1
         first = b""
@@ -181,5 +201,8 @@ class Forwarder:
                 raise aiohttp.ServerDisconnectedError
             first += piece
         cut = first.rfind(_EVENT_END) + len(_EVENT_END)
-        idle_s = self._timeouts.idle_s
-        return Upstream(replica, 200, kind, first[:cut], response, idle_s, first[cut:])
+        if response.connection is not None and response.connection.protocol is not None:
+            response.connection.protocol.read_timeout = self._timeouts.idle_s
+        return Upstream(
+            replica, 200, kind, first[:cut], response, self._timeouts, until_s, first[cut:]
+        )

@@ -14,6 +14,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from serving.gateway.fleet import Replica
 from serving.gateway.keys import new_key
 from serving.gateway.server import Gateway
 from serving.gateway.streams import delta, events
@@ -169,6 +170,32 @@ async def test_time_outs_are_told_apart(client: aiohttp.ClientSession) -> None:
         assert (status, said(found), found[-1]["error"]["code"]) == (200, "one two", "timeout")
         await until(lambda: vllm.given_up == 2)
         assert counted(made, "timeouts_total", track="blue") == 2
+
+
+async def test_only_a_stream_has_to_begin_soon_and_nothing_may_take_for_ever(
+    client: aiohttp.ClientSession,
+) -> None:
+    limits = {"first_byte_s": 0.2, "idle_s": 0.2, "total_s": 0.8, "drain_s": 0.1}
+    async with upstream() as vllm, gateway(vllm.url, timeouts=limits) as made:
+        vllm.first_s = 0.4
+        assert (await ask(client, made))[0] == 200
+        vllm.first_s, vllm.pace_s = 0.0, 0.1
+        for stream in (False, True):
+            status, _, found = await ask(client, made, "word " * 30, stream=stream)
+            last = found[-1] if stream else found
+            assert (status, last["error"]["code"]) == (200 if stream else 504, "timeout")
+
+
+async def test_a_machine_that_is_gone_is_passed_over(client: aiohttp.ClientSession) -> None:
+    # An address of documentation (RFC 5737), which nobody answers.
+    limits = {"connect_s": 0.3, "drain_s": 0.1}
+    async with upstream() as vllm, gateway(vllm.url, timeouts=limits) as made:
+        gone = Replica("http://192.0.2.1:8000", "blue", 99)
+        gone.state = "up"
+        made.fleet.replicas["blue"].append(gone)
+        for _ in range(3):
+            assert (await ask(client, made))[0] == 200
+        assert gone.state == "down"
 
 
 async def test_replicas_that_are_full_are_said_to_be(client: aiohttp.ClientSession) -> None:
