@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from serving.gateway import answers, context, streams
 from serving.gateway.asks import PATHS, Ask
+from serving.gateway.course import Course, Ledger, Traffic
 from serving.gateway.errors import ApiError
 from serving.gateway.fleet import Fleet
 from serving.gateway.forward import Forwarder, Upstream
@@ -44,27 +45,6 @@ class Passages(Protocol):
     ) -> tuple[Any, ...]: ...
 
 
-class Traffic(Protocol):
-    """What a rollout says of a request, and is told of it."""
-
-    def track_of(self, owner: str) -> str: ...
-
-    @property
-    def stable(self) -> str: ...
-
-    def record(
-        self,
-        track: str,
-        owner: str,
-        *,
-        failed: bool,
-        timed_out: bool,
-        ttft_s: float | None,
-        tpot_s: float | None,
-        e2e_s: float,
-    ) -> None: ...
-
-
 @dataclass(slots=True)
 class Reply:
     """An answer that has begun: whole, or as events."""
@@ -74,22 +54,6 @@ class Reply:
     headers: dict[str, str]
     whole: bytes | None = None
     events: AsyncGenerator[bytes, None] | None = None
-
-
-@dataclass(slots=True)
-class _Course:
-    """What became of a question so far; logged and counted at its end."""
-
-    ask: Ask
-    track: str = ""
-    replica: str = ""
-    cache: str = "bypass"
-    answer_key: str | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    """The client's own messages."""
-    citations: list[dict[str, Any]] = field(default_factory=list)
-    first_s: float | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
 
 
 class Chat:
@@ -118,32 +82,25 @@ class Chat:
         self._knowledge = knowledge
         self._knowledge_guard = knowledge_guard
         self._metrics = metrics
-        self._log = log
+        self._ledger = Ledger(metrics, traffic, log)
 
     async def reply(self, ask: Ask) -> Reply:
         """Begin to answer.
 
         Raises:  ApiError: there is no answer; counted and logged already.
         """
-        course = _Course(ask, asked=ask.messages)
-        self._metrics.in_flight.inc()
-        handed_on = False
+        course = self._ledger.begin(ask)
         try:
-            reply = await self._begin(course)
-            handed_on = True
-            return reply
+            return await self._begin(course)
         except ApiError as error:
-            self._end(course, error.status, error=error)
+            self._ledger.end(course, error.status, error=error)
             raise
         except asyncio.CancelledError:
-            self._end(course, 499)
+            self._ledger.end(course, 499)
             raise
         except Exception as error:
-            self._end(course, 500, error=error)
+            self._ledger.end(course, 500, error=error)
             raise
-        finally:
-            if not handed_on:
-                self._metrics.in_flight.dec()
 
     async def forget(self, tenant: str, conversation: str) -> None:
         """Drop a conversation."""
@@ -152,7 +109,7 @@ class Chat:
 
     # -- before the model ------------------------------------------------------------------------
 
-    async def _begin(self, course: _Course) -> Reply:
+    async def _begin(self, course: Course) -> Reply:
         ask = course.ask
         found = await self._look_up(course)
         self._check_rate(found)
@@ -176,7 +133,7 @@ class Chat:
             return Reply(200, _EVENTS, headers, events=self._stream(course, upstream))
         return await self._whole(course, upstream, headers)
 
-    async def _look_up(self, course: _Course) -> Found:
+    async def _look_up(self, course: Course) -> Found:
         ask = course.ask
         result_cache = self._settings.spec.result_cache
         if result_cache is not None:
@@ -220,7 +177,7 @@ class Chat:
                 retry_after_s=60 - int(time.time()) % 60,
             )
 
-    def _add_history(self, course: _Course, found: Found) -> None:
+    def _add_history(self, course: Course, found: Found) -> None:
         ask = course.ask
         if not ask.conversation:
             return
@@ -242,7 +199,7 @@ class Chat:
             return False
         return base.always if ask.knowledge is None else ask.knowledge
 
-    async def _add_passages(self, course: _Course) -> None:
+    async def _add_passages(self, course: Course) -> None:
         """Passages that answer the last message, as a system message before it."""
         ask, base, knowledge = course.ask, self._settings.knowledge, self._knowledge
         if base is None or knowledge is None or not self._asks_knowledge(ask):
@@ -284,7 +241,7 @@ class Chat:
 
     # -- after the model has begun ---------------------------------------------------------------
 
-    async def _from_cache(self, course: _Course, stored: bytes) -> Reply:
+    async def _from_cache(self, course: Course, stored: bytes) -> Reply:
         ask = course.ask
         course.track = "cache"
         course.answer_key = None
@@ -298,18 +255,16 @@ class Chat:
             stream = answers.as_events(stored, ask.route, model, identity, usage=ask.wants_usage)
             return Reply(200, _EVENTS, headers, events=self._replay(course, b"".join(stream)))
         whole = answers.as_whole(stored, ask.route, model, identity)
-        self._end(course, 200)
-        self._metrics.in_flight.dec()
+        self._ledger.end(course, 200)
         return Reply(200, _JSON, headers, whole=whole)
 
-    async def _replay(self, course: _Course, events: bytes) -> AsyncGenerator[bytes, None]:
+    async def _replay(self, course: Course, events: bytes) -> AsyncGenerator[bytes, None]:
         try:
             yield events
         finally:
-            self._end(course, 200)
-            self._metrics.in_flight.dec()
+            self._ledger.end(course, 200)
 
-    async def _stream(self, course: _Course, upstream: Upstream) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, course: Course, upstream: Upstream) -> AsyncGenerator[bytes, None]:
         """The events of a replica; an error in their midst is an event as well."""
         ask = course.ask
         watch = streams.Watch(
@@ -344,10 +299,9 @@ class Chat:
         finally:
             self._forwarder.release(upstream, failed=failed)
             course.usage = watch.usage
-            self._end(course, status, error=error)
-            self._metrics.in_flight.dec()
+            self._ledger.end(course, status, error=error)
 
-    async def _whole(self, course: _Course, upstream: Upstream, headers: dict[str, str]) -> Reply:
+    async def _whole(self, course: Course, upstream: Upstream, headers: dict[str, str]) -> Reply:
         self._forwarder.release(upstream, failed=False)
         body, ask = upstream.first, course.ask
         if upstream.status == 200 and (course.citations or ask.conversation or course.answer_key):
@@ -360,11 +314,10 @@ class Chat:
             )
             if course.citations:
                 body = orjson.dumps(found | {"citations": course.citations})
-        self._end(course, upstream.status)
-        self._metrics.in_flight.dec()
+        self._ledger.end(course, upstream.status)
         return Reply(upstream.status, upstream.content_type, headers, whole=body)
 
-    async def _keep_stream(self, course: _Course, watch: streams.Watch) -> None:
+    async def _keep_stream(self, course: Course, watch: streams.Watch) -> None:
         if watch.remember and not watch.failed:
             said = watch.said()
             course.usage = watch.usage
@@ -372,7 +325,7 @@ class Chat:
             await self._keep(course, said.text, tokens, said.finish_reason)
 
     async def _keep(
-        self, course: _Course, text: str, tokens: int | None, finish_reason: str | None
+        self, course: Course, text: str, tokens: int | None, finish_reason: str | None
     ) -> None:
         """Remember the turn and the answer, where they are to be."""
         ask, settings = course.ask, self._settings
@@ -393,50 +346,6 @@ class Chat:
             cache.ttl_s if cache else 0.0,
         )
         await self._store_guard.ask(lambda: self._store.keep(kept))
-
-    def _end(self, course: _Course, status: int, error: Exception | None = None) -> None:
-        """Count and log what became of the question."""
-        ask, metrics, track = course.ask, self._metrics, course.track or "none"
-        whole_s = time.monotonic() - ask.began_s
-        tokens = course.usage.get("completion_tokens")
-        tpot_s = None
-        if tokens and tokens > 1 and course.first_s is not None:
-            tpot_s = (whole_s - course.first_s) / (tokens - 1)
-        metrics.requests.labels(ask.route, status, track).inc()
-        if status == 200:
-            metrics.duration.labels(track).observe(whole_s)
-            if ask.stream and course.first_s is not None:
-                metrics.ttft.labels(track).observe(course.first_s)
-                if tpot_s is not None:
-                    metrics.tpot.labels(track).observe(tpot_s)
-            if tokens:
-                metrics.tokens.labels("completion").inc(tokens)
-                metrics.tokens.labels("prompt").inc(course.usage.get("prompt_tokens", 0))
-        elif status == 504:
-            metrics.timeouts.labels(track).inc()
-        elif status == 499:
-            metrics.aborted.labels(track).inc()
-        if course.track and course.track != "cache" and (status == 200 or status >= 500):
-            self._traffic.record(
-                course.track,
-                ask.owner,
-                failed=status != 200,
-                timed_out=status == 504,
-                ttft_s=course.first_s if ask.stream else None,
-                tpot_s=tpot_s if ask.stream else None,
-                e2e_s=whole_s,
-            )
-        self._log.request(
-            ask,
-            status=status,
-            duration_s=whole_s,
-            track=track,
-            replica=course.replica,
-            cache=course.cache,
-            ttft_s=course.first_s,
-            tokens=tokens,
-            error=error,
-        )
 
 
 def _told(messages: list[dict[str, Any]], told: dict[str, Any]) -> list[dict[str, Any]]:

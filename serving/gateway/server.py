@@ -20,7 +20,8 @@ from aiohttp import web
 
 from serving.errors import InputError
 from serving.gateway.api import Api
-from serving.gateway.chat import Chat, Passages, Traffic
+from serving.gateway.chat import Chat, Passages
+from serving.gateway.course import Traffic
 from serving.gateway.fleet import Fleet, Replica
 from serving.gateway.forward import Forwarder
 from serving.gateway.keys import Keys

@@ -128,8 +128,6 @@ class Settings(BaseSettings):
     """The same as JSON."""
     anonymous: bool = False
     """Answer without a key."""
-    trusted_proxies: bool = False
-    """Take the client's address from X-Forwarded-For."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
