@@ -10,6 +10,7 @@ import pandas as pd
 from serving.plan import Slo
 from simulations.result import Prediction, SimResult
 from workbench.report import theme
+from workbench.report.day_figures import day_canvas, thinned
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,32 +27,13 @@ METRIC_NAMES = {
     "e2e_p99_s": "E2E p99",
     "output_tokens_per_s": "output tokens/s",
 }
-_MOST_MOMENTS = 1_440
 
 
 def replicas_over_day(result: SimResult) -> go.Figure:
     """Offered rate above, replicas that are ready and that the autoscaler wants below."""
-    table = result.timeline
-    table = table.iloc[:: max(1, -(-len(table) // _MOST_MOMENTS))]
+    table = thinned(result.timeline)
     hours = table["t_s"] / 3600
-    figure = theme.canvas(
-        "One simulated day of the winner",
-        theme.axis("hours", anchor="y2", dtick=4 if hours.max() > 12 else None),
-        theme.axis("requests per second", domain=[0.62, 1.0], rangemode="tozero"),
-        yaxis2=theme.axis("replicas", domain=[0, 0.52], rangemode="tozero", anchor="x"),
-        height=460,
-        hovermode="x",
-    )
-    figure.update_layout(legend_y=-0.14)
-    figure.add_scatter(
-        x=hours,
-        y=table["offered_rps"],
-        name="offered rate",
-        fill="tozeroy",
-        fillcolor="rgba(86,180,233,0.25)",
-        line={"color": theme.SKY, "width": 1.2},
-        hovertemplate="%{y:.1f} requests/s",
-    )
+    figure = day_canvas("One simulated day of the winner", table)
     for column, name, colour, dash in (
         ("replicas_desired", "replicas wanted", theme.ORANGE, "dot"),
         ("replicas_ready", "replicas ready", theme.BLUE, "solid"),

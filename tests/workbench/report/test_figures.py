@@ -11,7 +11,7 @@ import pytest
 
 from serving.plan import Slo
 from simulations.idle import IdleStudy
-from workbench.report import figures, fleet_figures, theme, traffic_figures
+from workbench.report import day_figures, figures, fleet_figures, theme, traffic_figures
 from workbench.report.words import ms, percent, seconds, share_change
 
 if TYPE_CHECKING:
@@ -178,3 +178,14 @@ def test_sensitivity_has_a_bar_per_neighbour_and_says_which_breaks_the_slo(
     assert list(figure.layout.yaxis.categoryarray) == ["min_replicas", "warm_spares", "variant"]
     assert list(best.x) == pytest.approx([60])
     assert best.customdata.tolist() == [["parent instead of int8"]]
+
+
+def test_fleets_stand_beside_what_the_rate_needs(results: Results) -> None:
+    day = results.tuning.winner_result
+    other = replace(day, plan_name="twice", timeline=day.timeline.assign(replicas_ready=16.0))
+    offered, needed, own, twice = day_figures.fleets_over_day([day, other], sustained_rps=6).data
+    assert (own.name, twice.name) == (day.plan_name, "twice")
+    assert own.line.color != twice.line.color
+    assert set(twice.y) == {16.0}
+    assert list(needed.y) == list(np.ceil(np.array(offered.y) / 6))
+    assert len(day_figures.fleets_over_day([day, other]).data) == 3
