@@ -13,7 +13,7 @@ import pytest
 COMMANDS = [
     *("demo", "compress", "measure", "fit", "simulate", "tune", "export", "verify", "report"),
     *("load", "study", "compare", "capacity", "payoff", "runs", "log", "model train"),
-    *("serve", "doctor", "fidelity"),
+    *("serve", "doctor", "fidelity", "examples"),
     *(f"compress {name}" for name in ("quantize", "prune", "sparsify", "distil", "chain")),
     *("compress judge", "compress lineage"),
 ]

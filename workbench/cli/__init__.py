@@ -10,6 +10,7 @@ import typer
 from workbench.cli import (
     compressing,
     doctor,
+    examples,
     fidelity,
     measuring,
     payoff,
@@ -40,6 +41,7 @@ app.add_typer(payoff.app)
 app.add_typer(runs.app)
 app.add_typer(serve.app)
 app.add_typer(doctor.app)
+app.add_typer(examples.app)
 
 
 def main() -> None:
