@@ -113,11 +113,10 @@ def digest(plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_unfounded(plan: Plan, evidence: Evidence, *, force: bool) -> None:
-    """Check that a plan may be shipped on its evidence.
+def refuse_unfounded(plan: Plan, evidence: Evidence) -> None:
+    """Check that evidence is of this plan and predicts something.
 
-    Args:    force: ship what rests on what cannot be trusted; the evidence then says so.
-    Raises:  BundleError: evidence of another plan or of other versions, or that cannot be trusted.
+    Raises:  BundleError: it is not, or does not.
     """
     if not evidence.prediction.metrics:
         raise BundleError("the evidence predicts nothing", remedy="Tune again.")
@@ -126,19 +125,28 @@ def refuse_unfounded(plan: Plan, evidence: Evidence, *, force: bool) -> None:
             f"the evidence is not of {plan.name!r} as it is now",
             remedy="Tune the plan as it is to be shipped: a changed one was never simulated.",
         )
-    if force:
-        return
-    for doubt in evidence.prediction.doubts:
-        raise BundleError(f"the evidence cannot be trusted: {doubt}", remedy=_AGAIN)
+
+
+def doubted(evidence: Evidence, *, force: bool) -> Evidence:
+    """The evidence with all that speaks against it among the doubts of its prediction.
+
+    Args:    force: ship what rests on what cannot be trusted; every page then says so.
+    Raises:  BundleError: anything speaks against it, and no force.
+    """
+    against = [f"the evidence cannot be trusted: {doubt}" for doubt in evidence.prediction.doubts]
+    found = []
     if not evidence.measurements:
-        raise BundleError("the evidence holds no measurement", remedy=_AGAIN)
+        found.append("the evidence holds no measurement")
     for name in _ENGINES:
         with suppress(metadata.PackageNotFoundError):
             measured, here = evidence.versions.get(name), metadata.version(name)
             if measured not in (None, here):
-                raise BundleError(
-                    f"the evidence was made with {name} {measured}, here is {here}", remedy=_AGAIN
-                )
+                found.append(f"the evidence was made with {name} {measured}, here is {here}")
+    if (against or found) and not force:
+        raise BundleError((against + found)[0], remedy=_AGAIN)
+    doubts = (*evidence.prediction.doubts, *found)
+    prediction = evidence.prediction.model_copy(update={"doubts": doubts})
+    return evidence.model_copy(update={"prediction": prediction})
 
 
 def refuse_stale(evidence: Evidence, max_age_days: float) -> None:

@@ -21,6 +21,7 @@ from workbench.bundle_evidence import (
     MODEL,
     Evidence,
     digest,
+    doubted,
     refuse_stale,
     refuse_unfounded,
     shipped,
@@ -71,7 +72,8 @@ def export(
     """
     folder = folder.resolve()
     _refuse_other_folder(folder)
-    refuse_unfounded(plan, evidence, force=force)
+    refuse_unfounded(plan, evidence)
+    evidence = doubted(evidence, force=force)
     refuse_stale(evidence, max_age_days)
     local = Path(plan.variant.model).resolve() if Path(plan.variant.model).is_dir() else None
     _refuse_model(plan, local, folder)
@@ -194,7 +196,7 @@ def check(folder: Path, *, max_age_days: float | None = None) -> Plan:
     _refuse_disagreement(folder, plan, head, weights(there))
     if prediction != evidence.prediction:
         raise BundleError(f"{folder / 'prediction.json'} is not of evidence.json", remedy=_AGAIN)
-    refuse_unfounded(plan, evidence, force=True)
+    refuse_unfounded(plan, evidence)
     if max_age_days is not None:
         refuse_stale(evidence, max_age_days)
     return plan

@@ -298,8 +298,10 @@ def test_evidence_that_proves_nothing_here_is_refused_unless_forced(
     monkeypatch.setattr(bundle_evidence.metadata, "version", {"a-vllm": "0.2"}.__getitem__)
     poor = evidence(**changes)
     with pytest.raises(BundleError, match=problem):
-        bundle_evidence.refuse_unfounded(plan(), poor, force=False)
-    bundle_evidence.refuse_unfounded(plan(), poor, force=True)
+        bundle_evidence.doubted(poor, force=False)
+    # Said on every page of a bundle that was forced.
+    said = bundle_evidence.doubted(poor, force=True).prediction.doubts[-1]
+    assert re.search(problem, said)
 
 
 def test_old_evidence_is_refused(tmp_path: Path) -> None:
