@@ -8,8 +8,9 @@ with non-negative coefficients, each a physical term: the host's work per step a
 sequence; the matrix multiplications, which take the time of reading the weights once (the floor)
 until their arithmetic takes longer (the knee); the KV cache, read once per decoding sequence; and
 attention of a prefill, which grows with what it attends to. An engine with CUDA graphs computes a
-step that only decodes for the next larger captured number of tokens; a step with any prefill leaves
-the graphs and is launched by the host, which costs it a constant.
+step that only decodes for the next larger captured number of tokens; a step with a prefill is partly
+launched by the host, which costs it a constant (and more above the largest captured size, which the
+model does not know: experiments/LOG.md, INT8 on an H100).
 """
 
 from __future__ import annotations
