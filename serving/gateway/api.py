@@ -16,10 +16,11 @@ from serving.gateway.chat import Chat
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.fleet import Fleet
 from serving.gateway.keys import Keys
-from serving.gateway.logger import logger, traceparent
+from serving.gateway.logger import logger
 from serving.gateway.metrics import Metrics
 from serving.gateway.openapi import description
 from serving.gateway.settings import Settings
+from serving.gateway.traceparent import TraceParent
 from serving.gateway.websocket import Sockets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -84,7 +85,7 @@ class Api:
             tenant=tenant,
             model=self._settings.model,
             request_id=request_id,
-            trace=traceparent(headers.get("traceparent")),
+            trace=TraceParent.serve(headers.get("traceparent")),
             cache_control=headers.get("Cache-Control", ""),
         )
         reply = await self._chat.reply(ask)

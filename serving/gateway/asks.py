@@ -11,6 +11,7 @@ from typing import Any, Literal
 import orjson
 
 from serving.gateway.errors import ApiError, bad_request
+from serving.gateway.traceparent import TraceParent
 
 Route = Literal["chat", "completions"]
 PATHS: dict[Route, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -34,8 +35,9 @@ class Ask:
     may_read_cache: bool
     may_fill_cache: bool
     request_id: str
-    trace: str
-    """The traceparent that is sent on."""
+    trace: TraceParent
+    owner: str
+    """By what a rollout splits: the conversation, else the user, else how the client's words begin."""
     began_s: float = field(default_factory=monotonic)
 
     @property
@@ -45,15 +47,9 @@ class Ask:
         return found
 
     @property
-    def owner(self) -> str:
-        """By what a rollout splits: the conversation, else the user, else how it begins."""
-        return f"{self.tenant}/{self.conversation or self.user or self.prefix}"
-
-    @property
     def prefix(self) -> int:
-        """The same for questions that begin alike."""
-        first = self.messages[0].get("content") if self.messages else self.body.get("prompt")
-        return zlib.crc32(orjson.dumps(first))
+        """The same for bodies that begin alike, as they are now: with history and passages."""
+        return _beginning(self.body)
 
 
 def parse(
@@ -63,7 +59,7 @@ def parse(
     tenant: str,
     model: str,
     request_id: str,
-    trace: str,
+    trace: TraceParent,
     cache_control: str = "",
 ) -> Ask:
     """Read a body.
@@ -101,6 +97,7 @@ def parse(
         raise bad_request("'knowledge' must be true or false.", "knowledge")
     if stream:
         body["stream_options"] = {**(options or {}), "include_usage": True}
+    user = _name(body.get("user"), "user")
     return Ask(
         route=route,
         tenant=tenant,
@@ -108,13 +105,21 @@ def parse(
         stream=stream,
         wants_usage=bool(options and options.get("include_usage")),
         conversation=conversation,
-        user=_name(body.get("user"), "user"),
+        user=user,
         knowledge=knowledge,
         may_read_cache="no-cache" not in cache_control and "no-store" not in cache_control,
         may_fill_cache="no-store" not in cache_control,
         request_id=request_id,
         trace=trace,
+        owner=f"{tenant}/{conversation or user or _beginning(body)}",
     )
+
+
+def _beginning(body: Mapping[str, Any]) -> int:
+    """A number of the first message, or of the prompt."""
+    messages = body.get("messages")
+    first = messages[0].get("content") if messages else body.get("prompt")
+    return zlib.crc32(orjson.dumps(first))
 
 
 def _check_messages(messages: Any) -> None:

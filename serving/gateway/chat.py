@@ -121,9 +121,9 @@ class Chat:
         upstream = await self._forwarder.send(
             PATHS[ask.route],
             orjson.dumps(ask.body),
-            {"Content-Type": _JSON, "traceparent": ask.trace, "X-Request-Id": ask.request_id},
+            {"Content-Type": _JSON, "traceparent": str(ask.trace), "X-Request-Id": ask.request_id},
             course.track,
-            ask.prefix,
+            ask.prefix if self._settings.spec.balancing == "prefix_hash" else 0,
             stream=ask.stream,
         )
         course.first_s = time.monotonic() - ask.began_s
@@ -148,14 +148,13 @@ class Chat:
             ask.tenant if limit else None,
             f"{ask.tenant}/{who}" if who else None,
         )
-        found = None
+        found: Found | None = Found()
         if wanted != Wanted():
             found = await self._store_guard.ask(lambda: self._store.look_up(wanted))
-            if found is None:
-                if ask.conversation:
-                    self._metrics.context.labels("down").inc()
-                return Found()
-        found = found or Found()
+        if found is None:
+            if ask.conversation:
+                self._metrics.context.labels("down").inc()
+            return Found()
         if wanted.user:
             new = found.seen_s is None
             if new or time.time() - (found.seen_s or 0.0) > _SESSION_S:

@@ -8,9 +8,8 @@ import structlog
 
 from serving.gateway.asks import PATHS, Ask
 from serving.gateway.logs import configure, log_request, request_logger
-from serving.gateway.traceparent import TraceParent
 
-__all__ = ["Logger", "configure", "logger", "traceparent"]
+__all__ = ["Logger", "configure", "logger"]
 
 
 def logger() -> Any:
@@ -21,8 +20,9 @@ def logger() -> Any:
 class Logger:
     """For requests; made once `configure` has run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, prompts: bool) -> None:
         self._log = request_logger()
+        self._prompts = prompts
 
     def request(
         self,
@@ -41,7 +41,7 @@ class Logger:
         labels = {"track": track, "replica": replica, "cache": cache}
         log_request(
             self._log,
-            trace=TraceParent.parse(ask.trace) or TraceParent.new(),
+            trace=ask.trace,
             method="POST",
             path=PATHS[ask.route],
             status=status,
@@ -50,7 +50,8 @@ class Logger:
             tenant=ask.tenant,
             labels={name: value for name, value in labels.items() if value},
             error=error,
-            prompt=words(ask.body),
+            # Of an error they are cut out.
+            prompt=words(ask.body) if self._prompts or error is not None else None,
             extra={
                 "http.request.id": ask.request_id,
                 "numeric_labels.ttft_s": ttft_s,
@@ -64,8 +65,3 @@ def words(body: dict[str, Any]) -> list[str]:
     if "messages" not in body:
         return [str(body.get("prompt", ""))]
     return [str(message.get("content", "")) for message in body["messages"]]
-
-
-def traceparent(given: str | None) -> str:
-    """A trace to go on with."""
-    return str(TraceParent.serve(given))

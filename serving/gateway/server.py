@@ -76,7 +76,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 timeout_s=settings.knowledge.timeout_s if settings.knowledge else 1.0,
             ),
             metrics=metrics,
-            log=Logger(),
+            log=Logger(prompts=settings.log_prompts),
         )
         api = Api(settings, chat, fleet, Keys.of(settings), metrics, lambda: traffic.stable)
         runner = web.AppRunner(

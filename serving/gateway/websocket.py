@@ -26,9 +26,10 @@ from serving.gateway import asks, streams
 from serving.gateway.chat import Chat
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.keys import Keys
-from serving.gateway.logger import logger, traceparent
+from serving.gateway.logger import logger
 from serving.gateway.metrics import Metrics
 from serving.gateway.settings import Settings
+from serving.gateway.traceparent import TraceParent
 
 _HEARTBEAT_S = 30.0
 _AUTH_S = 10.0
@@ -195,7 +196,7 @@ class _Socket:
             tenant=self._tenant,
             model=self._settings.model,
             request_id=f"req-{secrets.token_hex(12)}",
-            trace=traceparent(None),
+            trace=TraceParent.new(),
         )
         self._conversation = ask.conversation or self._conversation
         reply = await self._chat.reply(ask)

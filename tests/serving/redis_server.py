@@ -6,9 +6,13 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from workbench.measure.process import free_port
 
 
 class RedisServer:
@@ -17,9 +21,7 @@ class RedisServer:
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         if shutil.which("redis-server") is None:
             pytest.skip("redis-server is not installed")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._durable = ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
@@ -52,3 +54,13 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[RedisServer]:
+    """One that is gone afterwards."""
+    made = RedisServer(folder)
+    try:
+        yield made
+    finally:
+        made.kill()

@@ -1,9 +1,8 @@
-"""A gateway, a Redis and a Milvus in processes of their own, for tests that stop and kill them."""
+"""A gateway and a Milvus in processes of their own, for tests that stop and kill them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,52 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.serving.gateway.upstream import MODEL
 from workbench.measure.process import free_port
-
-
-class RedisProcess:
-    """A Redis that can be stopped and started at one port."""
-
-    def __init__(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.skip("redis-server is not installed")
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
-        self._command += ["--save", "", "--loglevel", "warning"]
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._child = subprocess.Popen(self._command)
-
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
-
-
-@contextmanager
-def redis_process() -> Iterator[RedisProcess]:
-    made = RedisProcess()
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 class MilvusServer:
     """`milvus-lite server` on a port of its own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self.process: subprocess.Popen[bytes] | None = None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from serving.gateway import answers, streams
 from serving.gateway.asks import Ask, parse
+from serving.gateway.traceparent import TraceParent
 
 QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -16,7 +17,9 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 def ask(tenant: str = "shop", route: Any = "chat", **fields: Any) -> Ask:
     body = (QUESTION if route == "chat" else {"prompt": "Hello", "temperature": 0}) | fields
-    return parse(route, orjson.dumps(body), tenant=tenant, model="m", request_id="r", trace="t")
+    return parse(
+        route, orjson.dumps(body), tenant=tenant, model="m", request_id="r", trace=TraceParent.new()
+    )
 
 
 def key(of: Ask, revision: str = "1", knowledge: str = "") -> str | None:
@@ -62,7 +65,14 @@ def test_another_question_has_another_key(other: str | None) -> None:
 def test_what_is_drawn_or_is_no_text_is_not_cached(fields: dict[str, Any]) -> None:
     assert key(ask(**fields)) is None
     without = {"messages": QUESTION["messages"]}
-    of = parse("chat", orjson.dumps(without), tenant="a", model="m", request_id="r", trace="t")
+    of = parse(
+        "chat",
+        orjson.dumps(without),
+        tenant="a",
+        model="m",
+        request_id="r",
+        trace=TraceParent.new(),
+    )
     assert key(of) is None
 
 

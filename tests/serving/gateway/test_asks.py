@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from serving.gateway.asks import Ask, parse
 from serving.gateway.errors import ApiError
+from serving.gateway.traceparent import TraceParent
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 def read(raw: bytes, route: Any = "chat") -> Ask:
-    return parse(route, raw, tenant="t", model="m", request_id="r", trace="trace")
+    return parse(route, raw, tenant="t", model="m", request_id="r", trace=TraceParent.new())
 
 
 def body(**fields: Any) -> bytes:
@@ -71,6 +72,13 @@ def test_a_conversation_belongs_to_its_tenant_and_stays_itself() -> None:
     later = read(body(conversation="c", messages=[{"role": "user", "content": "More"}]))
     assert first.owner == later.owner
     assert read(body()).owner == read(body()).owner != first.owner
+
+
+def test_what_the_gateway_puts_before_it_makes_nobody_another_one() -> None:
+    ask = read(body())
+    ask.body["messages"] = [{"role": "system", "content": "Passages."}, *MESSAGES]
+    assert ask.owner == read(body()).owner
+    assert ask.prefix != read(body()).prefix  # a replica's cache does see it
 
 
 def status(raw: bytes) -> int:

@@ -16,8 +16,9 @@ import orjson
 import pytest
 
 from serving.gateway.streams import delta, events
-from tests.serving.gateway.processes import GatewayProcess, gateway_process, redis_process
+from tests.serving.gateway.processes import GatewayProcess, gateway_process
 from tests.serving.gateway.upstream import upstream
+from tests.serving.redis_server import redis_server
 from workbench.measure.process import free_port
 
 Json = dict[str, Any]
@@ -41,7 +42,7 @@ async def stream(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple
 
 
 async def test_redis_goes_and_comes_and_the_chat_goes_on(tmp_path: Path) -> None:
-    with redis_process() as redis:
+    with redis_server(tmp_path) as redis:
         async with upstream() as vllm, aiohttp.ClientSession() as session:
             options = {"REDIS_URL": redis.url}
             with gateway_process(tmp_path / "log", vllm.url, **options) as gateway:
@@ -54,7 +55,7 @@ async def test_redis_goes_and_comes_and_the_chat_goes_on(tmp_path: Path) -> None
 
                 assert await say("one") == ["one"]
                 assert await say("two") == ["one", "one", "two"]
-                redis.stop()
+                redis.kill()
                 for text in ("three", "four", "five"):
                     assert await say(text) == [text]
                 down = 'gateway_dependency_up{name="redis"}'
@@ -93,7 +94,7 @@ async def test_behind_nginx_a_gateway_can_be_restarted_and_nobody_sees_it(tmp_pa
     program = shutil.which("nginx")
     if program is None:
         pytest.skip("nginx is not installed")
-    with redis_process() as redis:
+    with redis_server(tmp_path) as redis:
         async with upstream(pace_s=0.02) as vllm, aiohttp.ClientSession() as session:
             options = {"REDIS_URL": redis.url, "TIMEOUTS__DRAIN_DELAY_S": "0.5"}
             made = [GatewayProcess(tmp_path / f"log{n}", vllm.url, **options) for n in range(2)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -19,7 +17,7 @@ from serving.gateway.keys import new_key
 from serving.gateway.server import Gateway
 from serving.gateway.streams import delta, events
 from tests.serving.gateway.upstream import Upstream, gateway, upstream
-from workbench.measure.process import free_port
+from tests.serving.redis_server import redis_server
 
 Json = dict[str, Any]
 CACHE = {"result_cache": {}}
@@ -32,16 +30,9 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    quiet = ["--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
-    child = subprocess.Popen([program, "--port", str(port), *quiet])
-    yield f"redis://127.0.0.1:{port}/3"
-    child.kill()
-    child.wait()
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis.url.removesuffix("/0") + "/3"
 
 
 @pytest.fixture(params=["memory", "redis"])

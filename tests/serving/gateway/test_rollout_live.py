@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tests.serving.gateway.processes import GatewayProcess, redis_process
+from tests.serving.gateway.processes import GatewayProcess
 from tests.serving.gateway.upstream import Upstream, upstream
+from tests.serving.redis_server import redis_server
 
 SHARE = 0.05
 
@@ -85,7 +86,7 @@ async def started(
 
 async def test_a_canary_that_fails_is_rolled_back_by_itself(tmp_path: Path) -> None:
     async with upstream() as blue, upstream() as green, aiohttp.ClientSession() as session:
-        with redis_process() as redis:
+        with redis_server(tmp_path) as redis:
             gateways = await started(tmp_path, redis.url, blue, green)
             users = Users(gateways)
             try:
@@ -131,7 +132,7 @@ async def test_a_canary_that_fails_is_rolled_back_by_itself(tmp_path: Path) -> N
 
 async def test_a_switch_takes_everybody_at_once_and_back(tmp_path: Path) -> None:
     async with upstream() as blue, upstream() as green, aiohttp.ClientSession() as session:
-        with redis_process() as redis:
+        with redis_server(tmp_path) as redis:
             gateways = await started(tmp_path, redis.url, blue, green)
             try:
                 for command, track in (
@@ -153,7 +154,7 @@ async def test_a_switch_takes_everybody_at_once_and_back(tmp_path: Path) -> None
 
 async def test_users_stay_on_their_track(tmp_path: Path) -> None:
     async with upstream() as blue, upstream() as green, aiohttp.ClientSession() as session:
-        with redis_process() as redis:
+        with redis_server(tmp_path) as redis:
             gateways = await started(tmp_path, redis.url, blue, green)
             try:
                 await asyncio.to_thread(
