@@ -55,7 +55,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     async with contextlib.AsyncExitStack() as stack:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=75)
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=connector, auto_decompress=False)
+            aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
         )
         fleet = Fleet(settings, session, _counted(metrics, lambda: fleet))
         forwarder = Forwarder(fleet, session, settings.timeouts, metrics.retries)
@@ -67,7 +69,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             fleet=fleet,
             forwarder=forwarder,
             store=store,
-            store_guard=Spare("redis", metrics, timeout_s=settings.timeouts.redis_s),
+            store_guard=Spare("redis", metrics),
             traffic=traffic,
             knowledge=await _knowledge(settings, stack),
             knowledge_guard=Spare(
@@ -149,7 +151,7 @@ def _store(settings: Settings) -> Store:
             answer_ttl_s=cache.ttl_s if cache else 1.0,
             conversation_ttl_s=settings.context.ttl_s,
         )
-    return RedisStore(settings.redis_url)
+    return RedisStore(settings.redis_url, settings.timeouts.redis_s)
 
 
 def _counted(metrics: Metrics, fleet: Callable[[], Fleet]) -> Callable[[Replica], None]:

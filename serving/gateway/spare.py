@@ -16,15 +16,19 @@ _LATE = 3
 
 
 class Spare:
-    """Guards one dependency; that it fails or answers again is logged once and is a metric."""
+    """Guards one dependency; that it fails or answers again is logged once and is a metric.
+
+    Args:    timeout_s: None where the dependency itself raises TimeoutError.
+    """
 
     def __init__(
-        self, name: str, metrics: Metrics, *, timeout_s: float, retry_s: float = 1.0
+        self, name: str, metrics: Metrics, *, timeout_s: float | None = None, retry_s: float = 1.0
     ) -> None:
         self.name = name
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._gauge = metrics.dependency
+        self._told = False
         self._again_s = 0.0
         self._late = 0
         self.up = True
@@ -34,8 +38,11 @@ class Spare:
         if not self.up and time.monotonic() < self._again_s:
             return None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            if self._timeout_s is None:
                 answer = await what()
+            else:
+                async with asyncio.timeout(self._timeout_s):
+                    answer = await what()
         except TimeoutError as error:
             # Once may be this machine's own fault.
             self._late += 1
@@ -49,12 +56,15 @@ class Spare:
         if not self.up:
             self.up = True
             logger().info("dependency is up", dependency=self.name)
-        self._gauge.labels(self.name).set(1)
+        if not self._told:
+            self._told = True
+            self._gauge.labels(self.name).set(1)
         return answer
 
     def _down(self, error: Exception) -> None:
         self._again_s = time.monotonic() + self._retry_s
         if self.up:
             self.up = False
+            self._told = False
             self._gauge.labels(self.name).set(0)
             logger().warning("dependency is down", dependency=self.name, reason=repr(error))

@@ -115,10 +115,11 @@ class MemoryStore:
 
 
 class RedisStore:
-    """In Redis. Raises OSError or hiredis.ReplyError where it does not answer as it should."""
+    """In Redis. Raises OSError or hiredis.ReplyError where it does not answer as it should, and
+    TimeoutError where it does not in time."""
 
-    def __init__(self, url: str) -> None:
-        self._pipe = Pipe(url)
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._pipe = Pipe(url, timeout_s)
 
     async def look_up(self, wanted: Wanted) -> Found:
         now_s = time.time()

@@ -78,16 +78,24 @@ def delta(event: dict[str, Any]) -> str:
     """The text that an event adds to the first choice."""
     for choice in event.get("choices", ()):
         if choice.get("index", 0) == 0:
-            return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            return _added(choice)
     return ""
 
 
+def _added(choice: dict[str, Any]) -> str:
+    told = choice.get("delta")
+    return (told.get("content") if told else choice.get("text")) or ""
+
+
 def _text(found: list[dict[str, Any]]) -> Said:
-    said = Said("".join(delta(event) for event in found))
+    said = Said()
+    texts = []
     for event in found:
         for choice in event.get("choices", ()):
-            if choice.get("index", 0) == 0 and choice.get("finish_reason"):
-                said.finish_reason = choice["finish_reason"]
+            if choice.get("index", 0) == 0:
+                texts.append(_added(choice))
+                said.finish_reason = choice.get("finish_reason") or said.finish_reason
+    said.text = "".join(texts)
     return said
 
 
