@@ -13,7 +13,7 @@ from aiohttp import web
 from serving.gateway import asks
 from serving.gateway.asks import Route
 from serving.gateway.chat import Chat
-from serving.gateway.errors import ApiError, bad_request
+from serving.gateway.errors import ApiError, bad_request, no_model
 from serving.gateway.fleet import Fleet
 from serving.gateway.keys import Keys
 from serving.gateway.logger import logger
@@ -122,13 +122,7 @@ class Api:
         self._keys.tenant(request.headers.get("Authorization"))
         name = request.match_info["model"]
         if name != self._settings.model:
-            raise ApiError(
-                404,
-                f"The model {name[:100]!r} does not exist.",
-                kind="invalid_request_error",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_model(name, self._settings.model)
         return _json(self._card())
 
     def _card(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from serving.gateway.errors import ApiError, bad_request
+from serving.gateway.errors import bad_request, no_model
 from serving.gateway.traceparent import TraceParent
 
 Route = Literal["chat", "completions"]
@@ -74,13 +74,7 @@ def parse(
         raise bad_request("The body must be a JSON object.")
     asked = body.setdefault("model", model)
     if asked != model:
-        raise ApiError(
-            404,
-            f"The model {str(asked)[:100]!r} does not exist; {model!r} does.",
-            kind="invalid_request_error",
-            param="model",
-            code="model_not_found",
-        )
+        raise no_model(asked, model)
     if route == "chat":
         _check_messages(body.get("messages"))
     elif not body.get("prompt"):

@@ -20,7 +20,7 @@ import orjson
 from serving.gateway import answers, context, streams
 from serving.gateway.asks import PATHS, Ask
 from serving.gateway.course import Course, Ledger, Traffic
-from serving.gateway.errors import ApiError
+from serving.gateway.errors import ApiError, broken
 from serving.gateway.fleet import Fleet
 from serving.gateway.forward import Forwarder, Upstream
 from serving.gateway.logger import Logger
@@ -289,9 +289,7 @@ class Chat:
             failed = watch.failed or not watch.done
             status = 502 if failed else 200
             if failed and not watch.failed:
-                raise ApiError(
-                    502, "The model's server broke off.", kind="server_error", code="broke_off"
-                )
+                raise broken("The model's server broke off.")
         except ApiError as broke:
             status, error, failed = broke.status, broke, True
             yield b"data: " + broke.body + b"\n\n"

@@ -55,6 +55,17 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, kind="invalid_request_error", param=param, code=code)
 
 
+def no_model(asked: object, served: str) -> ApiError:
+    """404: a model of another name."""
+    return ApiError(
+        404,
+        f"The model {str(asked)[:100]!r} does not exist; {served!r} does.",
+        kind="invalid_request_error",
+        param="model",
+        code="model_not_found",
+    )
+
+
 def unavailable(message: str, code: str, retry_after_s: int = 1) -> ApiError:
     """503: nobody can answer now."""
     return ApiError(
