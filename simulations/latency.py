@@ -3,14 +3,18 @@
     step = base + per_seq x seqs + max(floor, per_token x padded(tokens))
                 + per_kv_token x kv_tokens + per_prefill_attention x attention
                 + prefill_step where the step computes any prompt
+                + uncaptured_step where it has more tokens than the largest CUDA graph
 
 with non-negative coefficients, each a physical term: the host's work per step and per scheduled
 sequence; the matrix multiplications, which take the time of reading the weights once (the floor)
 until their arithmetic takes longer (the knee); the KV cache, read once per decoding sequence; and
-attention of a prefill, which grows with what it attends to. An engine with CUDA graphs computes a
-step that only decodes for the next larger captured number of tokens; a step with a prefill is partly
-launched by the host, which costs it a constant (and more above the largest captured size, which the
-model does not know: experiments/LOG.md, INT8 on an H100).
+attention of a prefill, which grows with what it attends to.
+
+An engine with CUDA graphs has captured numbers of tokens (up to 512 by default). A step that only
+decodes is one graph, computed for the next larger captured number. A step with a prefill is launched in
+pieces, attention by the host, the rest from graphs of pieces: `prefill_step`. Above the largest
+captured number, with or without a prefill, the host launches every kernel: `uncaptured_step`. Both are
+what such steps cost in a busy engine, where much of a launch is hidden behind the step before.
 """
 
 from __future__ import annotations
@@ -104,6 +108,7 @@ class Coefficients(Value):
     per_kv_token_s: float = Field(ge=0)
     per_prefill_attention_s: float = Field(ge=0)
     prefill_step_s: float = Field(0.0, ge=0)
+    uncaptured_step_s: float = Field(0.0, ge=0)
     step_overhead_s: float = Field(ge=0)
 
 
@@ -125,6 +130,10 @@ class LatencyModel(Value):
     """Per (prefill token x token of its context)."""
     prefill_step_s: float = Field(0.0, ge=0)
     """The host again, per step that computes any prompt tokens."""
+    uncaptured_step_s: float = Field(0.0, ge=0)
+    """The host once more, per step of more than `captured_tokens`."""
+    captured_tokens: int = Field(0, ge=0)
+    """Of the largest CUDA graph that the engine captured; 0 where it captured none."""
     pad_to_tokens: tuple[int, ...] = ()
     """Ascending sizes to which a step that only decodes is rounded up; () where none is."""
     step_overhead_s: float = Field(0.0, ge=0)
@@ -200,6 +209,7 @@ class LatencyModel(Value):
             + self.per_kv_token_s * np.asarray(kv_tokens, dtype=np.float64)
             + self.per_prefill_attention_s * np.asarray(prefill_attention, dtype=np.float64)
             + self.prefill_step_s * (prefill > 0)
+            + self.uncaptured_step_s * uncaptured(prefill + decode, self.captured_tokens)
         )
 
     def draw(self, i: int) -> Self:
@@ -218,6 +228,11 @@ class LatencyModel(Value):
     def load(cls, path: Path | str) -> Self:
         """Read a fitted model from JSON."""
         return cls.read(Path(path))
+
+
+def uncaptured(tokens: FloatArray, captured_tokens: int) -> npt.NDArray[np.bool_]:
+    """(n_steps,): which steps have more tokens than the largest CUDA graph, where there are any."""
+    return np.asarray((captured_tokens > 0) & (tokens > captured_tokens))
 
 
 def padded(

@@ -732,6 +732,8 @@ def step_s_of(
     )
     if prefill > 0:
         step_s += speed.prefill
+    if prefill + decode > speed.captured:
+        step_s += speed.uncaptured
     if len(speed.residuals) > 0:
         drawn = mixed(mixed(seed, step), np.int64(1))
         step_s *= speed.residuals[drawn % np.uint64(len(speed.residuals))]

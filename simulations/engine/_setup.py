@@ -231,6 +231,8 @@ def speed_of(
         kv_token=latency.per_kv_token_s,
         attention=latency.per_prefill_attention_s,
         prefill=latency.prefill_step_s,
+        uncaptured=latency.uncaptured_step_s,
+        captured=latency.captured_tokens or np.iinfo(np.int32).max,
         overhead=latency.step_overhead_s,
         padded=padded,
         residuals=residuals,

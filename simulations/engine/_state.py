@@ -230,6 +230,9 @@ class Speed(NamedTuple):
     kv_token: float
     attention: float
     prefill: float
+    uncaptured: float
+    captured: int
+    """Steps of more tokens take `uncaptured` longer."""
     overhead: float
     padded: Int32Array
     """(k,): tokens that a decode step of so many is computed for."""

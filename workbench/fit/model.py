@@ -66,23 +66,25 @@ def fit(
     alike = check_shapes(steps, measurements, force=force)
     train, unseen = steps.where(~steps.held_out), steps.where(steps.held_out)
     mixed = bool(min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE)
-    fitted = r.choose(train, captured_sizes(measurements), streams[1], mixed=mixed)
+    sizes = captured_sizes(measurements)
+    fitted, tried = (r.fit_terms(some, sizes, mixed=mixed) for some in (steps, train))
     served = [m for m in measurements if m.mode == "server"]
     borrowed = overheads_from if not served else None
     between_s = gap_s(served or measurements)
     overhead_s = borrowed.step_overhead_s if borrowed else None
-    redrawn = [r.redraw(fitted, train, streams[3]) for _ in range(draws)]
+    redrawn = [r.redraw(fitted, steps, streams[3]) for _ in range(draws)]
     labels = [label(m) for m in measurements]
     replica = (served or measurements)[0].replica
     model = LatencyModel(
         variant=measurements[0].variant.name,
         **_coefficients(fitted, between_s, overhead_s).model_dump(),
         pad_to_tokens=fitted.form.pad_to_tokens,
+        captured_tokens=fitted.form.captured_tokens,
         request_overhead_s=borrowed.request_overhead_s if borrowed else 0.0,
         response_overhead_s=borrowed.response_overhead_s if borrowed else 0.0,
         response_per_seq_s=borrowed.response_per_seq_s if borrowed else 0.0,
         request_noise_s=borrowed.request_noise_s if borrowed else (),
-        residuals=residuals(unseen.summed(unseen.step_s), fitted.predict(unseen)),
+        residuals=residuals(unseen.summed(unseen.step_s), tried.predict(unseen)),
         draws=tuple(_coefficients(drawn, between_s, overhead_s) for drawn in redrawn),
         kv_blocks=_kv_blocks(served or measurements),
         block_size_tokens=replica.block_size_tokens,
@@ -90,10 +92,10 @@ def fit(
         async_scheduling=replica.async_scheduling,
         cold_start=cold_start or _cold_start(measurements),
         fitted_range=_range(steps, measurements),
-        n_steps=len(train),
+        n_steps=len(steps),
         shapes=tuple(dict.fromkeys(labels)),
-        heldout_error=heldout(fitted, unseen, streams[2], mixed=mixed),
-        heldout_by=by_label(fitted, unseen, labels, streams[4]),
+        heldout_error=heldout(tried, unseen, streams[2], mixed=mixed),
+        heldout_by=by_label(tried, unseen, labels, streams[4]),
         source=_source(measurements, borrowed),
         doubts=(
             *(f"{m.name}: {reason}" for m in measurements for reason in m.invalid),
@@ -137,6 +139,7 @@ def _coefficients(fitted: r.Fitted, between_s: float, overhead_s: float | None) 
         per_kv_token_s=found[r.KV],
         per_prefill_attention_s=found[r.ATTENTION],
         prefill_step_s=found[r.PREFILL_STEP],
+        uncaptured_step_s=found[r.UNCAPTURED],
         step_overhead_s=found[r.SERVER] + between_s if overhead_s is None else overhead_s,
     )
 

@@ -15,24 +15,25 @@ Source:  Lawson and Hanson 1974 (NNLS); Holland and Welsch 1977 (iteratively rew
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
 
-from simulations.latency import padded
+from simulations.latency import padded, uncaptured
 from workbench.fit import steps as terms_of
-from workbench.fit.steps import BoolArray, FloatArray, IntArray, Steps
+from workbench.fit.steps import FloatArray, IntArray, Steps
 
-BASE, SEQS, TOKENS, KV, ATTENTION, PREFILL_STEP, SERVER = range(7)
-"""Coefficients: as `Steps.terms`, one for tokens of either kind and one for any prefill at all."""
+BASE, SEQS, TOKENS, KV, ATTENTION, PREFILL_STEP, UNCAPTURED, SERVER = range(8)
+"""Coefficients: as `Steps.terms`, one for tokens of either kind, one for any prefill at all and one for
+more tokens than any CUDA graph holds."""
 _TERMS = (
     terms_of.BASE,
     terms_of.SEQS,
     terms_of.PREFILL,
     terms_of.KV,
     terms_of.ATTENTION,
+    terms_of.PREFILL,
     terms_of.PREFILL,
     terms_of.SERVER,
 )
@@ -46,23 +47,17 @@ _KNEES = 24
 _LEAST_ABOVE = 10
 """Steps that are needed above the knee, to know what a token costs."""
 _WORTH = 0.98
-_NOTHING = 1e-6
-"""Errors that are rounding."""
-_FOLDS = 4
+"""Of the error, below which padding is believed."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Which terms there are: a flag for each coefficient, a knee, sizes that are padded to."""
+    """Which terms there are: a flag for each coefficient, CUDA graphs, sizes that are padded to."""
 
     columns: tuple[bool, ...] = (True,) * len(_TERMS)
-    knee: bool = False
+    captured_tokens: int = 0
+    """Of the largest CUDA graph; 0 where there is none."""
     pad_to_tokens: tuple[int, ...] = ()
-
-    def having(self, *terms: int) -> Form:
-        """The same with more terms."""
-        more = tuple(had or column in terms for column, had in enumerate(self.columns))
-        return replace(self, columns=more)
 
 
 @dataclass(frozen=True)
@@ -84,17 +79,38 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is the same for every knee: measured time, kind and multiplicity of each spell."""
+    """What is the same for every knee: measured time, kind and weight of each spell."""
 
     took: FloatArray
-    mixed: BoolArray
+    kind: IntArray
+    """How much of the launch is the host's: see `rows_of`."""
     times: FloatArray
+
+
+def fit_terms(steps: Steps, sizes: tuple[int, ...], *, mixed: bool) -> Fitted:
+    """Fit all terms: nothing is chosen by chance, and what costs nothing is fitted as nothing.
+
+    Only whether steps are padded, which takes no coefficient, is left to the data: it must lower the
+    error by 2 %.
+
+    Args:    sizes: that the engine captured, to which it may round a step's tokens up; () for none.
+             mixed: of offline and server steps, whose difference is a term of its own.
+    """
+    captured = sizes[-1] if sizes else 0
+    columns = tuple(c != SERVER or mixed for c in range(len(_TERMS)))
+    plain = regress(steps, Form(columns, captured))
+    if not sizes:
+        return plain
+    rows = rows_of(steps, captured)
+    padded_too = regress(steps, Form(columns, captured, sizes))
+    better = _loss(padded_too.predict(steps), rows) < _WORTH * _loss(plain.predict(steps), rows)
+    return padded_too if better else plain
 
 
 def regress(steps: Steps, form: Form) -> Fitted:
     """Fit the terms of a form, the knee by trial."""
-    rows = rows_of(steps)
-    knee = _knee(steps, rows, form) if form.knee else 0.0
+    rows = rows_of(steps, form.captured_tokens)
+    knee = _knee(steps, rows, form)
     found = Fitted(form, descend(_design(steps, form, knee), rows, form.columns), knee)
     return _near(found, steps, rows)
 
@@ -113,7 +129,8 @@ def redraw(fitted: Fitted, steps: Steps, rng: np.random.Generator) -> Fitted:
     for group in (steps.block[first], steps.point[first]):
         names, position = np.unique(group, return_inverse=True)
         drawn *= rng.exponential(size=len(names))[position]
-    return _near(fitted, steps, replace(rows_of(steps), times=drawn))
+    rows = rows_of(steps, fitted.form.captured_tokens)
+    return _near(fitted, steps, replace(rows, times=rows.times * drawn))
 
 
 def _near(fitted: Fitted, steps: Steps, rows: Rows) -> Fitted:
@@ -132,38 +149,6 @@ def _near(fitted: Fitted, steps: Steps, rows: Rows) -> Fitted:
     return best
 
 
-def choose(
-    steps: Steps, sizes: tuple[int, ...], rng: np.random.Generator, *, mixed: bool
-) -> Fitted:
-    """Fit with or without the optional terms, as cross-validation over blocks decides.
-
-    Optional are knee, prefill attention, the constant of a step with prefill, and padding: each must
-    lower the error on unseen blocks by 2 %, or it would only take a share of what another explains.
-
-    Args:    sizes: that the engine may round a step's tokens up to; () where it does not.
-             mixed: of offline and server steps, whose difference is a term of its own.
-    """
-    folds = _folds(steps.block, rng)
-    best = Form((False,) * len(_TERMS)).having(BASE, SEQS, TOKENS, KV, *([SERVER] * mixed))
-    best_error = _validated(steps, best, folds)
-    # The knee once more behind what prefills cost: it may show only beside it.
-    changes: tuple[Callable[[Form], Form], ...] = (
-        lambda form: replace(form, knee=True),
-        lambda form: form.having(ATTENTION),
-        lambda form: form.having(PREFILL_STEP),
-        lambda form: replace(form, knee=True),
-        lambda form: replace(form, pad_to_tokens=sizes),
-    )
-    for change in changes:
-        candidate = change(best)
-        if candidate == best:
-            continue
-        error = _validated(steps, candidate, folds)
-        if error < _WORTH * best_error - _NOTHING:
-            best, best_error = candidate, error
-    return regress(steps, best)
-
-
 def condition(steps: Steps) -> float:
     """Condition number of step, sequences, tokens and KV tokens, as shares of a step's time."""
     design = _design(steps, Form(), 0.0) / steps.summed(steps.step_s)[:, None]
@@ -175,19 +160,28 @@ def condition(steps: Steps) -> float:
     return float(np.sqrt(values[-1] / max(values[0], 1e-18)))
 
 
-def rows_of(steps: Steps) -> Rows:
-    """Each spell once."""
-    mixed = steps.summed(steps.terms[:, terms_of.PREFILL]) > 0
-    took = steps.summed(steps.step_s)
-    return Rows(took, mixed, np.ones(len(took)))
+def rows_of(steps: Steps, captured_tokens: int = 0) -> Rows:
+    """Each spell once, weighted by the root of how many there are of its kind.
+
+    Kinds: without prefill (0), with one (1), and with one of more tokens than any CUDA graph holds (2).
+    By their number alone a hundred decodes for a prefill would hide what a prefill costs; at equal
+    weight for each kind a dozen prefills would bend what a decode costs.
+    """
+    prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
+    launched = (prefill > 0) & uncaptured(prefill + decode, captured_tokens)
+    kind = (steps.summed(prefill) > 0).astype(np.int64)
+    kind[steps.summed(launched.astype(np.float64)) > 0] = 2
+    times = 1 / np.sqrt(np.bincount(kind, minlength=3))[kind]
+    return Rows(steps.summed(steps.step_s), kind, times / times.mean())
 
 
 def _design(steps: Steps, form: Form, knee: float) -> FloatArray:
-    """(spells, 7): the terms, summed over the steps of each spell."""
+    """(spells, 8): the terms, summed over the steps of each spell."""
     terms = steps.terms[:, _TERMS].copy()
     prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
     terms[:, TOKENS] = np.maximum(knee, padded(prefill, decode, form.pad_to_tokens))
     terms[:, PREFILL_STEP] = prefill > 0
+    terms[:, UNCAPTURED] = uncaptured(prefill + decode, form.captured_tokens)
     return steps.summed(terms)
 
 
@@ -210,41 +204,16 @@ def _knee(steps: Steps, rows: Rows, form: Form) -> float:
     return min(tried, key=lambda knee: tried[knee])
 
 
-def _folds(block: IntArray, rng: np.random.Generator) -> IntArray:
-    names, position = np.unique(block, return_inverse=True)
-    return np.asarray(rng.permutation(len(names))[position] % _FOLDS)
-
-
-def _validated(steps: Steps, form: Form, folds: IntArray) -> float:
-    """Mean absolute relative error on each fold by a fit to the others, gross outliers cut off.
-
-    Steps with prefill and steps without count alike, however few the former are: in a hundred decodes
-    for a prefill nobody else would ask what a prefill costs.
-    """
-    errors, mixed = [], []
-    for fold in range(_FOLDS):
-        inside = folds != fold
-        if inside.all() or not inside.any():
-            continue
-        outside = steps.where(~inside)
-        rows = rows_of(outside)
-        errors.append(np.abs(regress(steps.where(inside), form).predict(outside) / rows.took - 1))
-        mixed.append(rows.mixed)
-    error, kind = np.concatenate(errors), np.concatenate(mixed)
-    halves = [cut_mean(error[k], kind[k]) for k in (kind, ~kind) if k.any()]
-    return float(np.mean(halves))
-
-
 def _loss(predicted: FloatArray, rows: Rows) -> float:
-    return cut_mean(np.abs(predicted / rows.took - 1), rows.mixed, rows.times)
+    return cut_mean(np.abs(predicted / rows.took - 1), rows.kind, rows.times)
 
 
-def cut_mean(errors: FloatArray, mixed: BoolArray, times: FloatArray | None = None) -> float:
+def cut_mean(errors: FloatArray, kind: IntArray, times: FloatArray | None = None) -> float:
     """The mean, where nothing counts more than three times the median of its kind."""
     cut = errors.copy()
-    for kind in (mixed, ~mixed):
-        if kind.any():
-            cut[kind] = np.minimum(cut[kind], 3 * np.median(cut[kind]))
+    for one in np.unique(kind):
+        of = kind == one
+        cut[of] = np.minimum(cut[of], 3 * np.median(cut[of]))
     return float(np.average(cut, weights=times))
 
 
@@ -269,7 +238,7 @@ def descend(
             scale = np.maximum(design @ found, 1e-9)
             error = rows.took / scale - 1
             if robust and (warm or turn >= _LAD_ROUNDS):
-                weights = _bisquare(error, rows.mixed)
+                weights = _bisquare(error, rows.kind)
             else:
                 weights = 1 / np.maximum(np.abs(error), 1e-3)
         before, found = found, _solve(design, rows.took, weights * rows.times / scale**2, columns)
@@ -279,12 +248,12 @@ def descend(
     return found
 
 
-def _bisquare(error: FloatArray, mixed: BoolArray) -> FloatArray:
+def _bisquare(error: FloatArray, kind: IntArray) -> FloatArray:
     weights = np.zeros(len(error))
-    for kind in (mixed, ~mixed):
-        if kind.any():
-            spread = max(1.4826 * float(np.median(np.abs(error[kind]))), 1e-6)
-            weights[kind] = np.clip(1 - (error[kind] / (_C * spread)) ** 2, 0, None) ** 2
+    for one in np.unique(kind):
+        of = kind == one
+        spread = max(1.4826 * float(np.median(np.abs(error[of]))), 1e-6)
+        weights[of] = np.clip(1 - (error[of] / (_C * spread)) ** 2, 0, None) ** 2
     return weights
 
 
