@@ -112,7 +112,6 @@ class SimpyReplica:
             + model.per_kv_token_s * kv
             + model.per_prefill_attention_s * attention
             + model.prefill_step_s * (attention > 0)
-            + model.uncaptured_step_s * (0 < model.captured_tokens < tokens)
             + model.step_overhead_s
         )
 

@@ -185,4 +185,5 @@ def _longest_step_s(latency: LatencyModel, engine: EngineArgs) -> float:
     kv_tokens = float(latency.kv_blocks * latency.block_size_tokens)
     attention = prefill * engine.max_model_len
     step_s = latency.step_time_s(prefill, seqs, kv_tokens, attention, seqs)
-    return float(step_s) + latency.step_overhead_s
+    launched_s = max(latency.prefill_launch_s, latency.uncaptured_launch_s)
+    return max(float(step_s), launched_s) + latency.step_overhead_s

@@ -3,7 +3,6 @@
     step = base + per_seq x seqs + max(floor, per_token x padded(tokens))
                 + per_kv_token x kv_tokens + per_prefill_attention x attention
                 + prefill_step where the step computes any prompt
-                + uncaptured_step where it has more tokens than the largest CUDA graph
 
 with non-negative coefficients, each a physical term: the host's work per step and per scheduled
 sequence; the matrix multiplications, which take the time of reading the weights once (the floor)
@@ -12,9 +11,10 @@ attention of a prefill, which grows with what it attends to.
 
 An engine with CUDA graphs has captured numbers of tokens (up to 512 by default). A step that only
 decodes is one graph, computed for the next larger captured number. A step with a prefill is launched in
-pieces, attention by the host, the rest from graphs of pieces: `prefill_step`. Above the largest
-captured number, with or without a prefill, the host launches every kernel: `uncaptured_step`. Both are
-what such steps cost in a busy engine, where much of a launch is hidden behind the step before.
+pieces: attention by the host, what lies between from graphs. Above the largest captured number the host
+launches every kernel. So such a step is not over sooner than `launch_s` after it was decided: an idle
+engine waits for the launch where it takes longer than the GPU; a busy one with async scheduling decides
+a step while the one before it computes, which hides some of it or all.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ class Coefficients(Value):
     per_kv_token_s: float = Field(ge=0)
     per_prefill_attention_s: float = Field(ge=0)
     prefill_step_s: float = Field(0.0, ge=0)
-    uncaptured_step_s: float = Field(0.0, ge=0)
     step_overhead_s: float = Field(ge=0)
 
 
@@ -130,8 +129,10 @@ class LatencyModel(Value):
     """Per (prefill token x token of its context)."""
     prefill_step_s: float = Field(0.0, ge=0)
     """The host again, per step that computes any prompt tokens."""
-    uncaptured_step_s: float = Field(0.0, ge=0)
-    """The host once more, per step of more than `captured_tokens`."""
+    prefill_launch_s: float = Field(0.0, ge=0)
+    """From the decision of a step with a prefill to the end of its launch, up to `captured_tokens`."""
+    uncaptured_launch_s: float = Field(0.0, ge=0)
+    """The same for one of more tokens."""
     captured_tokens: int = Field(0, ge=0)
     """Of the largest CUDA graph that the engine captured; 0 where it captured none."""
     pad_to_tokens: tuple[int, ...] = ()
@@ -188,7 +189,7 @@ class LatencyModel(Value):
         prefill_attention: npt.ArrayLike = 0.0,
         prefill_seqs: npt.ArrayLike = 0.0,
     ) -> FloatArray:
-        """Seconds of each step, without `step_overhead_s` and without noise.
+        """Seconds of each step in a busy engine, without `step_overhead_s`, `launch_s` and noise.
 
         Args:    prefill_tokens: (n_steps,), prompt tokens computed in the step.
                  decode_seqs: (n_steps,), sequences that produce one more token.
@@ -209,8 +210,14 @@ class LatencyModel(Value):
             + self.per_kv_token_s * np.asarray(kv_tokens, dtype=np.float64)
             + self.per_prefill_attention_s * np.asarray(prefill_attention, dtype=np.float64)
             + self.prefill_step_s * (prefill > 0)
-            + self.uncaptured_step_s * uncaptured(prefill + decode, self.captured_tokens)
         )
+
+    def launch_s(self, prefill_tokens: float, decode_seqs: float) -> float:
+        """Seconds after its decision before which a step is not over."""
+        if prefill_tokens == 0:
+            return 0.0
+        large = 0 < self.captured_tokens < prefill_tokens + decode_seqs
+        return self.uncaptured_launch_s if large else self.prefill_launch_s
 
     def draw(self, i: int) -> Self:
         """The model with the coefficients of draw `i`, and no draws.

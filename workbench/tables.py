@@ -104,7 +104,8 @@ def latency_table(models: list[LatencyModel]) -> pd.DataFrame:
                 "per_token_us": model.per_token_s * 1e6,
                 "per_kv_token_us": model.per_kv_token_s * 1e6,
                 "prefill_step_us": model.prefill_step_s * 1e6,
-                "uncaptured_step_us": model.uncaptured_step_s * 1e6,
+                "prefill_launch_us": model.prefill_launch_s * 1e6,
+                "uncaptured_launch_us": model.uncaptured_launch_s * 1e6,
                 **{f"heldout_{key}": error.value for key, error in model.heldout_error.items()},
                 **_worst(model),
             }

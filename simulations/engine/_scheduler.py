@@ -732,8 +732,6 @@ def step_s_of(
     )
     if prefill > 0:
         step_s += speed.prefill
-    if prefill + decode > speed.captured:
-        step_s += speed.uncaptured
     if len(speed.residuals) > 0:
         drawn = mixed(mixed(seed, step), np.int64(1))
         step_s *= speed.residuals[drawn % np.uint64(len(speed.residuals))]
@@ -784,9 +782,12 @@ def begin(now_s: float, st: View, speed: Speed, limits: Limits) -> bool:
         flight.seqs = np.int32(decode + seqs)
         flight.overlap = np.int32(e.updated < e.step)
         step_s = step_s_of(step, prefill, seqs, decode, kv, attention, e.seed, speed)
+        flight.start_s = max(now_s, e.last_end_s)
+        if prefill > 0 and len(speed.given_s) == 0:
+            launch_s = speed.launch if prefill + decode <= speed.captured else speed.launch_large
+            step_s = max(step_s, launch_s - (flight.start_s - now_s))
         step_s *= e.slowdown
         flight.busy_s = step_s
-        flight.start_s = max(now_s, e.last_end_s)
         gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
         flight.end_s = flight.start_s + step_s + gap_s
         e.last_end_s = flight.end_s

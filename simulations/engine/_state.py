@@ -230,9 +230,10 @@ class Speed(NamedTuple):
     kv_token: float
     attention: float
     prefill: float
-    uncaptured: float
+    launch: float
+    launch_large: float
+    """The same of steps of more than `captured` tokens."""
     captured: int
-    """Steps of more tokens take `uncaptured` longer."""
     overhead: float
     padded: Int32Array
     """(k,): tokens that a decode step of so many is computed for."""

@@ -198,7 +198,10 @@ class ReferenceEngine:
                 step = self.schedule()
                 if step.tokens:
                     step.start_s = max(self.now_s, last_s)
-                    last_s = step.end_s = step.start_s + self.duration_s(step)
+                    launch_s = self.latency.launch_s(step.prefill_tokens, step.decode_seqs)
+                    hidden_s = step.start_s - self.now_s
+                    step_s = max(self.duration_s(step), launch_s - hidden_s)
+                    last_s = step.end_s = step.start_s + step_s + self.latency.step_overhead_s
                     self.flight.append(step)
                     self.steps.append(step)
                 elif self.flight:
@@ -355,7 +358,7 @@ class ReferenceEngine:
         step.blocks_used = self.latency.kv_blocks - 1 - len(self.blocks.free)
 
     def duration_s(self, step: Step) -> float:
-        """What the latency model says, and the gap after it."""
+        """What the latency model says, without launch and gap."""
         step_s = self.latency.step_time_s(
             step.prefill_tokens,
             step.decode_seqs,
@@ -363,7 +366,7 @@ class ReferenceEngine:
             step.attention,
             step.prefill_seqs,
         )
-        return float(step_s) + self.latency.step_overhead_s
+        return float(step_s)
 
     def update(self, step: Step) -> None:
         """vLLM's update_from_output: tokens come back, also those of preempted requests."""

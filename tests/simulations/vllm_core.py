@@ -130,13 +130,12 @@ class VllmCore:
                     self.now_s = max(self.now_s, min(upcoming))
                 continue
             if self.scheduler.has_requests():
-                before = {i: r.num_computed_tokens for i, r in self.requests.items()}
                 output = self.scheduler.schedule()
                 chosen = dict(output.num_scheduled_tokens)
                 end_s = self.now_s
                 if chosen:
                     start_s = max(self.now_s, last_s)
-                    last_s = end_s = start_s + self._duration_s(chosen, before)
+                    last_s = end_s = start_s + self._duration_s(chosen, last_s)
                     self._note(chosen)
                 sampled = {i: self._sampled(i) for i in chosen}
                 self._queue.append((output, sampled, end_s))
@@ -227,7 +226,7 @@ class VllmCore:
             return []
         return [self._tokens[int(key)][request.num_prompt_tokens + made - 1]]
 
-    def _duration_s(self, chosen: dict[str, int], before: dict[int, int]) -> float:
+    def _duration_s(self, chosen: dict[str, int], last_s: float) -> float:
         step = Step(self.now_s, {}, set())
         for key, tokens in chosen.items():
             request = self.requests[int(key)]
@@ -245,7 +244,9 @@ class VllmCore:
         step_s = self.latency.step_time_s(
             step.prefill_tokens, step.decode_seqs, step.kv_tokens, step.attention, step.prefill_seqs
         )
-        return float(step_s) + self.latency.step_overhead_s
+        launch_s = self.latency.launch_s(step.prefill_tokens, step.decode_seqs)
+        hidden_s = max(0.0, last_s - self.now_s)
+        return max(float(step_s), launch_s - hidden_s) + self.latency.step_overhead_s
 
     def _note(self, chosen: dict[str, int]) -> None:
         stats = self.scheduler.make_stats()

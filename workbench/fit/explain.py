@@ -88,8 +88,6 @@ def _row(model: LatencyModel, region: _Region) -> dict[str, float | str]:
     whole_s = max(step_s + model.step_overhead_s, 1e-12)
     host_s = model.base_s + model.per_seq_s * (region.decode_seqs + seqs) + model.step_overhead_s
     host_s += model.prefill_step_s * (tokens > 0)
-    if 0 < model.captured_tokens < tokens + region.decode_seqs:
-        host_s += model.uncaptured_step_s
     kv_s = model.per_kv_token_s * region.kv_tokens
     attention_s = model.per_prefill_attention_s * attention
     matrices_s = whole_s - host_s - kv_s - attention_s

@@ -14,11 +14,12 @@ from workbench.fit.graphs import captured_sizes
 from workbench.fit.noise import residuals
 from workbench.fit.overheads import gap_s, with_requests
 from workbench.fit.shapes import check_shapes, label
-from workbench.fit.steps import DECODE, KV, PREFILL, Steps, steps_of
+from workbench.fit.steps import DECODE, KV, PREFILL, FloatArray, Steps, steps_of, woken_prefills
 from workbench.measure import Measurement
 from workbench.measure.coldstart import ColdStartParts
 
 _MIN_PER_MODE = 30
+_LEAST_WOKEN = 5
 
 
 def fit(
@@ -67,7 +68,10 @@ def fit(
     train, unseen = steps.where(~steps.held_out), steps.where(steps.held_out)
     mixed = bool(min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE)
     sizes = captured_sizes(measurements)
-    fitted, tried = (r.fit_terms(some, sizes, mixed=mixed) for some in (steps, train))
+    launches_s = launches(*woken_prefills(measurements), sizes[-1] if sizes else 0)
+    fitted, tried = (
+        r.fit_terms(some, sizes, mixed=mixed, launches_s=launches_s) for some in (steps, train)
+    )
     served = [m for m in measurements if m.mode == "server"]
     borrowed = overheads_from if not served else None
     between_s = gap_s(served or measurements)
@@ -80,6 +84,8 @@ def fit(
         **_coefficients(fitted, between_s, overhead_s).model_dump(),
         pad_to_tokens=fitted.form.pad_to_tokens,
         captured_tokens=fitted.form.captured_tokens,
+        prefill_launch_s=launches_s[0],
+        uncaptured_launch_s=launches_s[1],
         request_overhead_s=borrowed.request_overhead_s if borrowed else 0.0,
         response_overhead_s=borrowed.response_overhead_s if borrowed else 0.0,
         response_per_seq_s=borrowed.response_per_seq_s if borrowed else 0.0,
@@ -139,9 +145,19 @@ def _coefficients(fitted: r.Fitted, between_s: float, overhead_s: float | None) 
         per_kv_token_s=found[r.KV],
         per_prefill_attention_s=found[r.ATTENTION],
         prefill_step_s=found[r.PREFILL_STEP],
-        uncaptured_step_s=found[r.UNCAPTURED],
         step_overhead_s=found[r.SERVER] + between_s if overhead_s is None else overhead_s,
     )
+
+
+def launches(tokens: FloatArray, step_s: FloatArray, captured: int) -> tuple[float, float]:
+    """How long a prefill of each kind takes to launch: the shorter half of those on an idle engine."""
+    if captured == 0:
+        return 0.0, 0.0
+    found = []
+    for kind in (tokens <= captured, tokens > captured):
+        some = step_s[kind & (tokens <= np.median(tokens[kind]))] if kind.any() else step_s[:0]
+        found.append(float(np.median(some)) if len(some) >= _LEAST_WOKEN else 0.0)
+    return found[0], found[1]
 
 
 def _range(steps: Steps, measurements: Sequence[Measurement]) -> FittedRange:

@@ -24,16 +24,14 @@ from simulations.latency import padded, uncaptured
 from workbench.fit import steps as terms_of
 from workbench.fit.steps import FloatArray, IntArray, Steps
 
-BASE, SEQS, TOKENS, KV, ATTENTION, PREFILL_STEP, UNCAPTURED, SERVER = range(8)
-"""Coefficients: as `Steps.terms`, one for tokens of either kind, one for any prefill at all and one for
-more tokens than any CUDA graph holds."""
+BASE, SEQS, TOKENS, KV, ATTENTION, PREFILL_STEP, SERVER = range(7)
+"""Coefficients: as `Steps.terms`, one for tokens of either kind and one for any prefill at all."""
 _TERMS = (
     terms_of.BASE,
     terms_of.SEQS,
     terms_of.PREFILL,
     terms_of.KV,
     terms_of.ATTENTION,
-    terms_of.PREFILL,
     terms_of.PREFILL,
     terms_of.SERVER,
 )
@@ -46,6 +44,7 @@ _C = 4.685
 _KNEES = 24
 _LEAST_ABOVE = 10
 """Steps that are needed above the knee, to know what a token costs."""
+_WAITS = 3
 _WORTH = 0.98
 """Of the error, below which padding is believed."""
 
@@ -58,6 +57,8 @@ class Form:
     captured_tokens: int = 0
     """Of the largest CUDA graph; 0 where there is none."""
     pad_to_tokens: tuple[int, ...] = ()
+    launches_s: tuple[float, float] = (0.0, 0.0)
+    """Of steps with a prefill: up to the largest CUDA graph, and above."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Fitted:
 
     def predict(self, steps: Steps) -> FloatArray:
         """Seconds of each spell of steps."""
-        return np.asarray(_design(steps, self.form, self.knee_tokens) @ self.coefficients)
+        return np.asarray(_design(steps, self.form, self.knee_tokens) @ self.coefficients) + waits(
+            self, steps
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,13 @@ class Rows:
     times: FloatArray
 
 
-def fit_terms(steps: Steps, sizes: tuple[int, ...], *, mixed: bool) -> Fitted:
+def fit_terms(
+    steps: Steps,
+    sizes: tuple[int, ...],
+    *,
+    mixed: bool,
+    launches_s: tuple[float, float] = (0.0, 0.0),
+) -> Fitted:
     """Fit all terms: nothing is chosen by chance, and what costs nothing is fitted as nothing.
 
     Only whether steps are padded, which takes no coefficient, is left to the data: it must lower the
@@ -98,11 +107,11 @@ def fit_terms(steps: Steps, sizes: tuple[int, ...], *, mixed: bool) -> Fitted:
     """
     captured = sizes[-1] if sizes else 0
     columns = tuple(c != SERVER or mixed for c in range(len(_TERMS)))
-    plain = regress(steps, Form(columns, captured))
+    plain = regress(steps, Form(columns, captured, launches_s=launches_s))
     if not sizes:
         return plain
     rows = rows_of(steps, captured)
-    padded_too = regress(steps, Form(columns, captured, sizes))
+    padded_too = regress(steps, Form(columns, captured, sizes, launches_s))
     better = _loss(padded_too.predict(steps), rows) < _WORTH * _loss(plain.predict(steps), rows)
     return padded_too if better else plain
 
@@ -112,7 +121,12 @@ def regress(steps: Steps, form: Form) -> Fitted:
     rows = rows_of(steps, form.captured_tokens)
     knee = _knee(steps, rows, form)
     found = Fitted(form, descend(_design(steps, form, knee), rows, form.columns), knee)
-    return _near(found, steps, rows)
+    for _ in range(_WAITS if max(form.launches_s) > 0 else 0):
+        left = replace(rows, took=np.maximum(rows.took - waits(found, steps), 0.1 * rows.took))
+        knee = _knee(steps, left, form)
+        found = Fitted(form, descend(_design(steps, form, knee), left, form.columns), knee)
+    left = replace(rows, took=np.maximum(rows.took - waits(found, steps), 0.1 * rows.took))
+    return _near(found, steps, left)
 
 
 def redraw(fitted: Fitted, steps: Steps, rng: np.random.Generator) -> Fitted:
@@ -130,7 +144,23 @@ def redraw(fitted: Fitted, steps: Steps, rng: np.random.Generator) -> Fitted:
         names, position = np.unique(group, return_inverse=True)
         drawn *= rng.exponential(size=len(names))[position]
     rows = rows_of(steps, fitted.form.captured_tokens)
-    return _near(fitted, steps, replace(rows, times=rows.times * drawn))
+    left_s = np.maximum(rows.took - waits(fitted, steps), 0.1 * rows.took)
+    return _near(fitted, steps, replace(rows, took=left_s, times=rows.times * drawn))
+
+
+def waits(fitted: Fitted, steps: Steps) -> FloatArray:
+    """(spells,): seconds for which the engine waits for launches that nothing hides."""
+    form = fitted.form
+    prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
+    large = uncaptured(prefill + decode, form.captured_tokens)
+    launch_s = np.where(large, form.launches_s[1], form.launches_s[0]) * (prefill > 0)
+    took_s = np.asarray(_terms_of_steps(steps, form, fitted.knee_tokens) @ fitted.coefficients)
+    waited_s = np.zeros(len(steps))
+    first = set(steps.starts().tolist())
+    for i in np.flatnonzero(launch_s > took_s).tolist():
+        before_s = took_s[i] if i in first else took_s[i - 1] + waited_s[i - 1]
+        waited_s[i] = max(0.0, launch_s[i] - before_s - took_s[i])
+    return steps.summed(waited_s)
 
 
 def _near(fitted: Fitted, steps: Steps, rows: Rows) -> Fitted:
@@ -176,13 +206,16 @@ def rows_of(steps: Steps, captured_tokens: int = 0) -> Rows:
 
 
 def _design(steps: Steps, form: Form, knee: float) -> FloatArray:
-    """(spells, 8): the terms, summed over the steps of each spell."""
+    """(spells, 7): the terms, summed over the steps of each spell."""
+    return steps.summed(_terms_of_steps(steps, form, knee))
+
+
+def _terms_of_steps(steps: Steps, form: Form, knee: float) -> FloatArray:
     terms = steps.terms[:, _TERMS].copy()
     prefill, decode = (steps.terms[:, c] for c in (terms_of.PREFILL, terms_of.DECODE))
     terms[:, TOKENS] = np.maximum(knee, padded(prefill, decode, form.pad_to_tokens))
     terms[:, PREFILL_STEP] = prefill > 0
-    terms[:, UNCAPTURED] = uncaptured(prefill + decode, form.captured_tokens)
-    return steps.summed(terms)
+    return terms
 
 
 def _knee(steps: Steps, rows: Rows, form: Form) -> float:

@@ -154,6 +154,17 @@ def _woken(table: pd.DataFrame) -> BoolArray:
     return woken
 
 
+def woken_prefills(measurements: Sequence[Measurement]) -> tuple[FloatArray, FloatArray]:
+    """Tokens and seconds of the prefills that found an engine with async scheduling idle."""
+    found = [
+        table[_woken(table)][["prefill_tokens", "step_s"]].to_numpy(dtype=np.float64)
+        for point, table, _ in _tables(measurements)
+        if measurements[point].replica.async_scheduling
+    ]
+    tokens, step_s = np.concatenate([*found, np.zeros((0, 2))]).T
+    return tokens, step_s
+
+
 def _busy_prefills(table: pd.DataFrame, spell: IntArray) -> int:
     """Spells with a prefill that found the engine busy."""
     idle = np.unique(spell[_woken(table)])
