@@ -10,16 +10,15 @@ from serving.errors import InputError, MeasurementError
 from simulations.latency import Coefficients, ColdStart, FittedRange, LatencyModel
 from workbench.fit import regression as r
 from workbench.fit.errors import by_label, heldout
-from workbench.fit.graphs import captured_sizes
+from workbench.fit.graphs import captured_sizes, launches
 from workbench.fit.noise import residuals
 from workbench.fit.overheads import gap_s, with_requests
 from workbench.fit.shapes import check_shapes, label
-from workbench.fit.steps import DECODE, KV, PREFILL, FloatArray, Steps, steps_of, woken_prefills
+from workbench.fit.steps import DECODE, KV, PREFILL, Steps, steps_of
 from workbench.measure import Measurement
 from workbench.measure.coldstart import ColdStartParts
 
 _MIN_PER_MODE = 30
-_LEAST_WOKEN = 5
 
 
 def fit(
@@ -68,7 +67,7 @@ def fit(
     train, unseen = steps.where(~steps.held_out), steps.where(steps.held_out)
     mixed = bool(min(steps.server.sum(), (~steps.server).sum()) >= _MIN_PER_MODE)
     sizes = captured_sizes(measurements)
-    launches_s = launches(*woken_prefills(measurements), sizes[-1] if sizes else 0)
+    launches_s = launches(measurements, sizes)
     fitted, tried = (
         r.fit_terms(some, sizes, mixed=mixed, launches_s=launches_s) for some in (steps, train)
     )
@@ -147,17 +146,6 @@ def _coefficients(fitted: r.Fitted, between_s: float, overhead_s: float | None) 
         prefill_step_s=found[r.PREFILL_STEP],
         step_overhead_s=found[r.SERVER] + between_s if overhead_s is None else overhead_s,
     )
-
-
-def launches(tokens: FloatArray, step_s: FloatArray, captured: int) -> tuple[float, float]:
-    """How long a prefill of each kind takes to launch: the shorter half of those on an idle engine."""
-    if captured == 0:
-        return 0.0, 0.0
-    found = []
-    for kind in (tokens <= captured, tokens > captured):
-        some = step_s[kind & (tokens <= np.median(tokens[kind]))] if kind.any() else step_s[:0]
-        found.append(float(np.median(some)) if len(some) >= _LEAST_WOKEN else 0.0)
-    return found[0], found[1]
 
 
 def _range(steps: Steps, measurements: Sequence[Measurement]) -> FittedRange:

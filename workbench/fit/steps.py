@@ -155,11 +155,13 @@ def _woken(table: pd.DataFrame) -> BoolArray:
 
 
 def woken_prefills(measurements: Sequence[Measurement]) -> tuple[FloatArray, FloatArray]:
-    """Tokens and seconds of the prefills that found an engine with async scheduling idle."""
+    """Tokens and seconds of the prefills that `steps_of` leaves out, as they found the engine idle."""
+    tables = _tables(measurements)
+    others = sum(_busy_prefills(table, spell) for _, table, spell in tables) >= MIN_STEPS
     found = [
         table[_woken(table)][["prefill_tokens", "step_s"]].to_numpy(dtype=np.float64)
-        for point, table, _ in _tables(measurements)
-        if measurements[point].replica.async_scheduling
+        for point, table, _ in tables
+        if others and measurements[point].replica.async_scheduling
     ]
     tokens, step_s = np.concatenate([*found, np.zeros((0, 2))]).T
     return tokens, step_s

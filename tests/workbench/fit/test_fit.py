@@ -111,14 +111,50 @@ def test_prefills_that_found_the_engine_idle_do_not_pass_for_those_of_a_busy_one
     few_busy = busy[:400]
     model = fit([measurement(t, replica=replica) for t in (few_busy, woken)])
     assert model.prefill_step_s < 5e-4
+    assert model.prefill_launch_s > 1.3 * float(model.step_time_s(150, 0, 0, 0, 1))
     only = fit([measurement(woken, replica=replica)])
     assert only.prefill_step_s > 2e-3, "where there is nothing else, they are what is known"
+    assert only.prefill_launch_s == 0
+
+
+def test_what_is_waited_for_a_launch_is_told_from_what_a_prefill_computes() -> None:
+    """A launch of 12 ms is hidden behind a long step before it, and seen behind a short one."""
+    launch_s = 12e-3
+    table = steps(4000, 3, outliers=0.0)
+    took, prefill = table["step_s"].to_numpy().copy(), table["prefill_tokens"].to_numpy() > 0
+    for i in np.flatnonzero(prefill):
+        took[i] = max(took[i], launch_s - (took[i - 1] if i else 0))
+    assert (took > table["step_s"] + 1e-3).sum() > 100
+    idle = steps(400, 5, outliers=0.0)
+    woken = (idle["prefill_tokens"] > 0).to_numpy()
+    waited = idle.assign(
+        step_s=np.where(woken, np.maximum(idle["step_s"], launch_s), idle["step_s"]),
+        gap_s=np.where(woken, np.nan, idle["gap_s"]),
+    )
+    replica = ReplicaInfo(
+        engine_version="0", kv_blocks=4096, block_size_tokens=16, start_s=30, async_scheduling=True
+    )
+    both = [measurement(t, replica=replica) for t in (table.assign(step_s=took), waited)]
+    model = fit(both)
+    assert model.prefill_launch_s == pytest.approx(launch_s, rel=0.1)
+    for name, true in TRUE.items():
+        assert getattr(model, name) == pytest.approx(true, rel=0.1), name
+    assert model.prefill_step_s < 3e-4
+
+
+def test_the_coefficients_do_not_hang_on_the_seed() -> None:
+    """It deals what is held out, and is the bootstrap's: what is fitted, is fitted to all steps."""
+    made = [measurement(steps(1500, 4, prefill_step_s=2e-3))]
+    one, other = (fit(made, seed=seed, draws=1) for seed in (0, 7))
+    told = {"draws", "residuals", "heldout_error", "heldout_by"}
+    assert one.model_dump(exclude=told) == other.model_dump(exclude=told)
+    assert one.heldout_error != other.heldout_error
 
 
 def test_prefill_attention_is_found_where_it_matters() -> None:
     model = fit([measurement(steps(4000, 4, attention_s=2e-7))])
     assert model.per_prefill_attention_s == pytest.approx(2e-7, rel=0.15)
-    assert fit([measurement(steps(4000, 4))]).per_prefill_attention_s == 0
+    assert fit([measurement(steps(4000, 4))]).per_prefill_attention_s < 5e-9
 
 
 def test_what_any_prefill_costs_is_found_where_it_costs_something() -> None:
@@ -127,7 +163,7 @@ def test_what_any_prefill_costs_is_found_where_it_costs_something() -> None:
     for name, true in TRUE.items():
         assert getattr(model, name) == pytest.approx(true, rel=0.05), name
     assert np.std([draw.prefill_step_s for draw in model.draws]) < 5e-4
-    assert fit([measurement(steps(4000, 4))]).prefill_step_s == 0
+    assert fit([measurement(steps(4000, 4))]).prefill_step_s < 5e-5
 
 
 # -- scatter and uncertainty -------------------------------------------------------------------
