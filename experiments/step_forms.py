@@ -47,13 +47,13 @@ def floor_outside(steps: Steps) -> Predict:
     for floor_s in (0.0, *np.quantile(steps.step_s, np.linspace(0.02, 0.7, 24))):
         above = np.ones(len(rows.took), dtype=bool)
         for _ in range(5):
-            some = r.Rows(rows.took[above], rows.mixed[above], rows.times[above])
+            some = r.Rows(rows.took[above], rows.kind[above], rows.times[above])
             found = r.descend(whole[above], some, (True,) * 5)
             above = whole @ found > floor_s * count
             if above.sum() < 30:
                 break
         predicted = np.maximum(floor_s * count, whole @ found)
-        loss = r.cut_mean(np.abs(predicted / rows.took - 1), rows.mixed)
+        loss = r.cut_mean(np.abs(predicted / rows.took - 1), rows.kind)
         if best is None or loss < best[0]:
             best = loss, float(floor_s), found
     assert best is not None
@@ -68,7 +68,7 @@ def floor_outside(steps: Steps) -> Predict:
 def knee(steps: Steps) -> Predict:
     """base + per sequence + max(floor, tokens) + KV + attention + prefill: what `fit` fits."""
     both = bool(steps.server.any() and (~steps.server).any())
-    return r.choose(steps, (), np.random.default_rng(1), mixed=both).predict
+    return r.fit_terms(steps, (), mixed=both).predict
 
 
 FORMS = {"a + b x batch": batch_only, "max(floor, linear)": floor_outside, "knee": knee}

@@ -270,3 +270,28 @@ def test_requests_that_cannot_be_served_are_refused(
     one = Schedule(np.array([0.0]), np.array([90]), np.array([20]))
     with pytest.raises(InputError, match=complaint):
         simulate_replica(one, latency(kv_blocks=blocks), engine)
+
+
+@pytest.mark.parametrize("tokens", [100, 600])
+def test_a_launch_is_waited_for_on_an_idle_engine_and_hidden_by_a_long_step(tokens: int) -> None:
+    model = latency(
+        base_s=0.002, floor_s=0.0, per_seq_s=0.0, per_token_s=1e-5, per_kv_token_s=0.0,
+        prefill_step_s=0.0, prefill_launch_s=0.010, uncaptured_launch_s=0.020, captured_tokens=512,
+        request_overhead_s=0.0, response_overhead_s=0.0, step_overhead_s=0.0, residuals=(),
+    )  # fmt: skip
+    launch_s = 0.010 if tokens <= 512 else 0.020
+    assert model.launch_s(tokens, 0) == launch_s
+    pipelined = SchedulerOptions(max_seqs=8, max_step_tokens=2048, async_scheduling=True)
+    alone = Schedule(np.array([0.0]), np.array([tokens]), np.array([1]))
+    served, _, _ = trace_replica(alone, model, pipelined)
+    assert served["ttft_s"][0] == pytest.approx(launch_s)
+    # Beside a decode: decided when the step before the last ended, so that a step hides 2.01 ms.
+    beside = Schedule(np.array([0.0, 0.1]), np.array([10, tokens]), np.array([200, 1]))
+    _, steps, _ = trace_replica(beside, model, pipelined)
+    late = steps[(steps["prefill_tokens"] == tokens)].iloc[0]
+    assert late["end_s"] - late["decided_s"] == pytest.approx(launch_s)
+    assert late["end_s"] - late["start_s"] == pytest.approx(launch_s - 0.00201)
+    slow = model.model_copy(update={"base_s": 0.030})
+    _, steps, _ = trace_replica(beside, slow, pipelined)
+    late = steps[(steps["prefill_tokens"] == tokens)].iloc[0]
+    assert late["end_s"] - late["start_s"] == pytest.approx(0.030 + 1e-5 * (tokens + 1))

@@ -15,6 +15,7 @@ from workbench.measure.validity import MIN_REQUESTS
 
 _LONGEST_OUTPUT = 256
 _ALONE_REQUESTS = 3 * MIN_REQUESTS
+_FEW_REQUESTS = 6 * MIN_REQUESTS
 
 
 def model_of(measured: Sequence[Measurement], *, seed: int) -> LatencyModel:
@@ -35,7 +36,8 @@ def calibration_points(variant: Variant, engine_args: EngineArgs, *, seed: int) 
     """Closed loops: long prompts, long answers, both alike, and lengths that mix prefills with decodes.
 
     A single user sends more requests with shorter answers: alone, a sequence costs little more than
-    its step, and what a request costs outside the steps is seen there.
+    its step, and what a request costs outside the steps is seen there. So few users with long prompts
+    that most prefills are alone among steps that decode: what one costs in a busy engine is seen there.
     """
     room = engine_args.max_model_len
     even = max(min(room // 16, _LONGEST_OUTPUT), 2)
@@ -48,16 +50,20 @@ def calibration_points(variant: Variant, engine_args: EngineArgs, *, seed: int) 
     mixed = Uniform(min_tokens=1, max_tokens=max(room // 4, 1))
     shapes.append(("mixed", mixed, Uniform(min_tokens=2, max_tokens=max(long_output // 2, 2))))
     briefly = Uniform(min_tokens=2, max_tokens=max(long_output // 8, 2))
-    alone = [("mixed", mixed, briefly)]
+    long_prompts = Uniform(min_tokens=1, max_tokens=max(3 * room // 8, 1))
     most = engine_args.max_num_seqs
-    for users in dict.fromkeys((1, max(2, most // 8), max(2, most // 2), most)):
-        for name, prompts, outputs in alone if users == 1 else shapes:
-            requests = _ALONE_REQUESTS if users == 1 else max(MIN_REQUESTS, 2 * users)
-            load = Workload(
-                arrivals=ClosedLoop(concurrency=users, requests=requests),
-                prompt_tokens=prompts,
-                output_tokens=outputs,
-                seed=seed,
-            )
-            point = f"{variant.name}-{name}-batch{users}"
-            yield Point(point, variant, load, "server", engine_args)
+    loops = [
+        (1, _ALONE_REQUESTS, ("mixed", mixed, briefly)),
+        (max(2, most // 32), _FEW_REQUESTS, ("few", long_prompts, shapes[-1][2])),
+    ]
+    for users in dict.fromkeys((max(2, most // 8), max(2, most // 2), max(2, most))):
+        loops += [(users, max(MIN_REQUESTS, 2 * users), shape) for shape in shapes]
+    for users, requests, (name, prompts, outputs) in loops:
+        load = Workload(
+            arrivals=ClosedLoop(concurrency=users, requests=requests),
+            prompt_tokens=prompts,
+            output_tokens=outputs,
+            seed=seed,
+        )
+        point = f"{variant.name}-{name}-batch{users}"
+        yield Point(point, variant, load, "server", engine_args)

@@ -37,7 +37,9 @@ def fit(
     processing, HTTP, and the client where it shares the machine); with offline and server steps
     together the constant is fitted beside the engine's terms, with steps of one kind it is the
     median gap between them. What requests cost besides is in `overheads.with_requests`, the scatter
-    in `noise.residuals`. Relative errors on held-out blocks, also by shape and load (`heldout_by`):
+    in `noise.residuals`, what prefills wait for their launch in `graphs.launches`. The coefficients are
+    fitted to all steps, so that they hang on no seed; the errors and the scatter are those of the same fit
+    to three quarters of them. Relative errors on held-out blocks, also by shape and load (`heldout_by`):
 
         step_median          median over steps of |predicted / measured - 1|
         step_mean            the mean of the same: MAPE
@@ -49,7 +51,7 @@ def fit(
     With async scheduling a prefill is timed with its neighbours, see `steps.Steps`.
 
     Args:    measurements: offline and server points of one variant, of at least three lengths.
-             holdout: share of the steps that is kept from the fit, in blocks of consecutive steps.
+             holdout: share of the steps that the errors are told by, in blocks of consecutive steps.
              draws: of the coefficients, by a bootstrap over blocks.
              cold_start: None takes the median measured start of a server (else of an engine).
              overheads_from: another variant's model, whose overheads are taken where no server was

@@ -7,7 +7,9 @@ do not rule. max(floor, c tokens) is c max(knee, tokens) with floor = c knee: fo
 form is linear, and the knee is found by trying. The weights w start as those of least absolute
 errors (which half of the steps cannot spoil) and end as Tukey's bisquare: a step that another process
 held up for ten times its length has no say, while ordinary scatter counts as in least squares. Steps
-with prefill scatter otherwise than those without, and each kind is judged by its own scatter.
+with prefill scatter otherwise than those without, and each kind is judged by its own scatter and
+weighted so that the rare ones are heard (`rows_of`). Time that is waited for a launch is taken out first,
+by what the fit so far says of the rest (`waits`).
 
 Source:  Lawson and Hanson 1974 (NNLS); Holland and Welsch 1977 (iteratively reweighted, bisquare
          with c = 4.685).

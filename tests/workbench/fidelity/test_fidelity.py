@@ -308,8 +308,8 @@ def test_calibration_and_loads_take_turns_where_the_loads_are_settled(tmp_path: 
         for head in tmp_path.rglob("measurement.json")
     )
     of_calibration = [is_calibration for _, is_calibration in written]
-    assert len(of_calibration) == 13 + 6
-    for half in (of_calibration[:9], of_calibration[9:]):
+    assert len(of_calibration) == 14 + 6
+    for half in (of_calibration[:10], of_calibration[10:]):
         assert sum(half) in (6, 7)
 
 
