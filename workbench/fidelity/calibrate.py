@@ -52,7 +52,7 @@ def calibration_points(variant: Variant, engine_args: EngineArgs, *, seed: int) 
     briefly = Uniform(min_tokens=2, max_tokens=max(long_output // 8, 2))
     long_prompts = Uniform(min_tokens=1, max_tokens=max(3 * room // 8, 1))
     most = engine_args.max_num_seqs
-    loops = [
+    loops: list[tuple[int, int, tuple[str, Lengths, Lengths]]] = [
         (1, _ALONE_REQUESTS, ("mixed", mixed, briefly)),
         (max(2, most // 32), _FEW_REQUESTS, ("few", long_prompts, shapes[-1][2])),
     ]

@@ -37,9 +37,10 @@ def fit(
     processing, HTTP, and the client where it shares the machine); with offline and server steps
     together the constant is fitted beside the engine's terms, with steps of one kind it is the
     median gap between them. What requests cost besides is in `overheads.with_requests`, the scatter
-    in `noise.residuals`, what prefills wait for their launch in `graphs.launches`. The coefficients are
-    fitted to all steps, so that they hang on no seed; the errors and the scatter are those of the same fit
-    to three quarters of them. Relative errors on held-out blocks, also by shape and load (`heldout_by`):
+    in `noise.residuals`, what prefills wait for their launch in `graphs.launches`.
+
+    The coefficients are fitted to all steps, so that they hang on no seed; errors and scatter are those of
+    the same fit to what was not held out. Relative errors, also by shape and load (`heldout_by`):
 
         step_median          median over steps of |predicted / measured - 1|
         step_mean            the mean of the same: MAPE

@@ -41,7 +41,7 @@ class Steps:
         step_s: (n,), its duration.
         spell: (n,), which steps are timed together; ascending.
         block: (n,), which block of consecutive spells a step belongs to.
-        held_out: (n,), whether its block is kept from the fit.
+        held_out: (n,), whether its block is kept from the fit that the errors are of.
         point: (n,), position of its measurement among those that were given.
     """
 
