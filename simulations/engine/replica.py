@@ -24,6 +24,8 @@ OUTCOMES = (
     *("answered", "aborted", "rejected", "failed", "cached"),
 )
 """By status of a request."""
+_ENDS = pd.CategoricalDtype(list(dict.fromkeys(OUTCOMES)))
+_CODES = _ENDS.categories.get_indexer(list(OUTCOMES)).astype(np.int8)
 
 
 def simulate_replica(
@@ -133,12 +135,12 @@ def request_frame(
     Args:    asked_s: when each was sent first, where some were sent again; latencies count from it.
              noise_s: what is drawn from for each request's first token and end, () for nothing.
     """
-    first_s, end_s = requests["first_s"], requests["end_s"]
+    first_s, end_s = requests["first_s"].copy(), requests["end_s"].copy()
     if len(noise_s):
         rng = np.random.default_rng([seed, len(requests)])
         first_s = first_s + rng.choice(np.asarray(noise_s), len(requests))
         end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(requests)), first_s)
-    sent_s = requests["sent_s"] if asked_s is None else asked_s
+    sent_s = requests["sent_s"].copy() if asked_s is None else asked_s
     ttft_s = first_s - sent_s
     e2e_s = end_s - sent_s
     gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
@@ -155,8 +157,9 @@ def request_frame(
             "e2e_s": e2e_s,
             "preemptions": requests["preemptions"].astype(np.int64),
             "cached_tokens": requests["hit_tokens"].astype(np.int64),
-            "outcome": np.array(OUTCOMES)[status],
-        }
+            "outcome": pd.Categorical.from_codes(_CODES[status], dtype=_ENDS),
+        },
+        copy=False,  # the columns are new, and a second copy of all is most of the peak memory
     )
 
 

@@ -39,8 +39,8 @@ def fit(
     median gap between them. What requests cost besides is in `overheads.with_requests`, the scatter
     in `noise.residuals`, what prefills wait for their launch in `graphs.launches`.
 
-    The coefficients are fitted to all steps, so that they hang on no seed; errors and scatter are those of
-    the same fit to what was not held out. Relative errors, also by shape and load (`heldout_by`):
+    The coefficients are fitted to all steps, so that they hang on no seed; errors and scatter are those
+    of the same fit to what was not held out. Relative errors, also by shape and load (`heldout_by`):
 
         step_median          median over steps of |predicted / measured - 1|
         step_mean            the mean of the same: MAPE
