@@ -25,7 +25,7 @@ OUTCOMES = (
 )
 """By status of a request."""
 _ENDS = pd.CategoricalDtype(list(dict.fromkeys(OUTCOMES)))
-_CODES = _ENDS.categories.get_indexer(list(OUTCOMES)).astype(np.int8)
+_CODES = _ENDS.categories.get_indexer(pd.Index(OUTCOMES)).astype(np.int8)
 
 
 def simulate_replica(
