@@ -73,7 +73,7 @@ def token_batches(
         )
     rows = Rows(tokenizer, seed=seed, seq_len=seq_len, task_share=task_share, text=text)
     loader = DataLoader(
-        rows,  # type: ignore[arg-type]
+        rows,
         batch_sampler=([*range(i * batch_size, (i + 1) * batch_size)] for i in count(start)),
         num_workers=workers,
         collate_fn=_together,
