@@ -144,7 +144,7 @@ def with_speeds(variants: Mapping[str, Variant], folder: Path = SPEEDS) -> Payof
 
 
 def figures(variants: Mapping[str, Variant]) -> list[go.Figure]:
-    """Perplexity against the tokens that students learnt from, and against size."""
+    """Perplexity against the tokens that students learnt from, and tasks kept against size."""
     return [_by_tokens(variants), _by_size(variants)]
 
 
@@ -158,26 +158,33 @@ def _by_tokens(variants: Mapping[str, Variant]) -> go.Figure:
     looks = theme.looks(STUDENTS)
     for name, how in STUDENTS.items():
         rows = curves[curves["student"] == name]
-        _scatter(drawn, rows["tokens"] / 1e6, rows, how, looks[name], lines=True)
+        _scatter(
+            drawn, rows["tokens"] / 1e6, rows, "perplexity_ratio", how, looks[name], lines=True
+        )
     return drawn
 
 
 def _by_size(variants: Mapping[str, Variant]) -> go.Figure:
     shown = table(variants)
-    shown = shown[shown["perplexity_ratio"] < 2]
+    shown = shown[shown["recovery"] > 1 / 2]
     drawn = theme.canvas(
-        "Perplexity over the teacher's, by size",
+        "Tasks kept of the teacher's, by size",
         theme.log_axis("weights (MiB)", shown["mib"]),
-        theme.log_axis("perplexity over the teacher's (×)", shown["perplexity_ratio"]),
+        theme.axis("tasks kept", tickformat=".0%"),
     )
-    kinds = {"distilled": "distilled", "pruned": "pruned alone", "": "quantized alone"}
+    kinds = {
+        "distilled": "pruned and distilled",
+        "trained": "pruned, learns from text alone",
+        "pruned": "pruned alone",
+        "": "not pruned",
+    }
     looks = theme.looks(kinds.values())
     left = shown["variant"]
     for part, kind in kinds.items():
         chosen = left[left.str.contains(part, regex=False)]
         left = left.drop(chosen.index)
         rows = shown.loc[chosen.index]
-        _scatter(drawn, rows["mib"], rows, kind, looks[kind], names=chosen)
+        _scatter(drawn, rows["mib"], rows, "recovery", kind, looks[kind])
     return drawn
 
 
@@ -185,27 +192,26 @@ def _scatter(
     drawn: go.Figure,
     x: pd.Series,
     rows: pd.DataFrame,
+    what: str,
     name: str,
     look: theme.Look,
     *,
     lines: bool = False,
-    names: pd.Series | None = None,
 ) -> None:
-    value = rows["perplexity_ratio"]
     drawn.add_scatter(
         x=x,
-        y=value,
+        y=rows[what],
         name=name,
         mode="lines+markers" if lines else "markers",
         line={"color": look.colour, "width": 2},
         marker={"symbol": look.symbol, "size": 8, "color": look.colour},
         error_y={
-            "array": rows["perplexity_ratio_high"] - value,
-            "arrayminus": value - rows["perplexity_ratio_low"],
+            "array": rows[f"{what}_high"] - rows[what],
+            "arrayminus": rows[what] - rows[f"{what}_low"],
             "symmetric": False,
         },
-        text=names,
-        hovertemplate="%{text} %{x:.4g}: %{y:.4f}x",
+        text=rows.get("variant", None),
+        hovertemplate="%{text} %{x:.4g}: %{y:.4f}",
     )
 
 
@@ -222,7 +228,11 @@ def main() -> None:
     print(f"judged on {'; '.join(sorted(judged_on))}")
     if asked.folder == RESULTS and SPEEDS.exists():
         print(f"With the speeds of an 8B, which is another model: {with_speeds(variants).words()}")
-    drawn = [f.to_html(full_html=False, include_plotlyjs="cdn") for f in figures(variants)]
+    bare = {"displayModeBar": False}
+    drawn = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, config=bare)
+        for number, figure in enumerate(figures(variants))
+    ]
     asked.out.write_text("<meta charset='utf-8'>" + "".join(drawn))
     print(f"figures: {asked.out}")
 
