@@ -135,7 +135,7 @@ def _ask(
     """What the options say, with files that can be read."""
     from workbench.compress.harness import check_installed
     from workbench.compress.quality import Ask
-    from workbench.compress.texts import documents_of, tasks_of
+    from workbench.model.jsonl import documents_of, tasks_of
 
     if heldout is not None:
         documents_of(heldout)

@@ -56,6 +56,8 @@ class Distillation(Value):
     snapshots: int = Field(0, ge=0)
     """So many students on the way are kept, each after twice the tokens of the one before."""
     text: Path | None = None
+    task_share: float | None = Field(None, ge=0, le=1)
+    """Share of the rows with shipped tasks; None is half with the shipped text, none with another."""
     seed: int = Field(0, ge=0)
 
     @property

@@ -48,6 +48,7 @@ def prune(
     hidden: int | None = None,
     calibration_sequences: int = 64,
     text: Path | None = None,
+    task_share: float | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Path:
@@ -61,6 +62,7 @@ def prune(
              hidden: channels left in the residual stream.
              calibration_sequences: rows of 256 tokens to watch the model on.
              text: JSONL to calibrate with; None takes shipped text and tasks.
+             task_share: share of its rows that hold shipped tasks; None is none beside a file.
     Raises:  ModelError: an architecture whose layers are not understood.
              InputError: more than there is to take out, or a width that kernels do not like.
     """
@@ -75,7 +77,9 @@ def prune(
         parent.cuda()
     elif not bf16_pays(parent.device):
         parent.float()
-    rows = fitting_rows(tokenizer, calibration_sequences, seed=seed, text=text)
+    rows = fitting_rows(
+        tokenizer, calibration_sequences, seed=seed, text=text, task_share=task_share
+    )
     found = importance(parent, rows, on_progress)
     gone = found.least(layers, contiguous=contiguous)
     kept = [i for i in range(parent.config.num_hidden_layers) if i not in gone]

@@ -143,7 +143,7 @@ def _judge_apart(
 ) -> None:
     tokenizer = _tokenizer(parent)
     seen = Seen.of([])
-    for variant in variants:
+    for variant in (parent, *variants):
         seen |= Seen.read(variant.model)
     paper = exam(
         tokenizer,

@@ -136,6 +136,7 @@ def quantize(
     calibration_sequences: int = 64,
     seq_len: int = SEQ_LEN,
     text: Path | None = None,
+    task_share: float | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Path:
@@ -144,6 +145,7 @@ def quantize(
     Args:    scheme: one of SCHEMES.
              calibration_sequences: rows of `seq_len` tokens that calibrated schemes see.
              text: JSONL to calibrate with; None takes shipped text and tasks.
+             task_share: share of its rows that hold shipped tasks; None is none beside a file.
     Raises:  ModelError: a model that cannot be loaded, or is quantized already.
              InputError: an unknown scheme, widths its groups do not fit, or no GPU where it takes one.
     """
@@ -155,7 +157,14 @@ def quantize(
         return save(parent, tokenizer, out)
     if chosen.grouped:
         _check_groups(parent)
-    rows = fitting_rows(tokenizer, calibration_sequences, seed=seed, seq_len=seq_len, text=text)
+    rows = fitting_rows(
+        tokenizer,
+        calibration_sequences,
+        seed=seed,
+        seq_len=seq_len,
+        text=text,
+        task_share=task_share,
+    )
     size = sum(p.numel() * p.element_size() for p in parent.parameters())
     with written(out, needed_bytes=size) as folder:
         assert chosen.modifiers is not None

@@ -31,6 +31,7 @@ def sparsify(
     algorithm: Algorithm = "sparsegpt",
     calibration_sequences: int = 64,
     text: Path | None = None,
+    task_share: float | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Path:
@@ -38,6 +39,7 @@ def sparsify(
 
     Args:    sparsity: the share; 2:4 is always half.
              pattern: anywhere, or two of every four neighbours.
+             text, task_share: as for `quantize`.
     Raises:  ModelError: a model that cannot be loaded, or is quantized.
              InputError: a share outside 0 to 1, or 2:4 with another than half.
     """
@@ -47,7 +49,9 @@ def sparsify(
             remedy="Take a share between 0 and 1; 2:4 is 0.5.",
         )
     parent, tokenizer = load(model)
-    rows = fitting_rows(tokenizer, calibration_sequences, seed=seed, text=text)
+    rows = fitting_rows(
+        tokenizer, calibration_sequences, seed=seed, text=text, task_share=task_share
+    )
     size = sum(p.numel() * p.element_size() for p in parent.parameters())
     with written(out, needed_bytes=size) as folder:
         oneshot(

@@ -55,6 +55,7 @@ class Quantize(_Step):
     calibration_sequences: int = Field(64, ge=1)
     seq_len: int = Field(256, ge=2)
     text: Path | None = None
+    task_share: float | None = Field(None, ge=0, le=1)
     seed: int = Field(0, ge=0)
 
     @field_validator("scheme")
@@ -104,6 +105,7 @@ class Prune(_Step):
     hidden: int | None = None
     calibration_sequences: int = Field(64, ge=1)
     text: Path | None = None
+    task_share: float | None = Field(None, ge=0, le=1)
     seed: int = Field(0, ge=0)
 
     def make(
@@ -126,6 +128,7 @@ class Sparsify(_Step):
     algorithm: Literal["sparsegpt", "wanda"] = "sparsegpt"
     calibration_sequences: int = Field(64, ge=1)
     text: Path | None = None
+    task_share: float | None = Field(None, ge=0, le=1)
     seed: int = Field(0, ge=0)
 
     def make(
@@ -160,8 +163,10 @@ class Distil(_Step):
     label_weight: float = Field(0.0, ge=0, le=1)
     learning_rate: float = Field(1e-3, gt=0)
     snapshots: int = Field(0, ge=0)
+    save_every: int | None = Field(None, gt=0)
     processes: int | None = Field(None, gt=0)
     text: Path | None = None
+    task_share: float | None = Field(None, ge=0, le=1)
     seed: int = Field(0, ge=0)
 
     def make(
@@ -170,7 +175,7 @@ class Distil(_Step):
         from workbench.compress.distil import distil
 
         student = None if self.config else parent.model
-        how = self.model_dump(exclude={"step"})
+        how = self.model_dump(exclude={"step"}, exclude_none=True)
         distil(root.model, student, out, on_progress=on_progress, **how)
 
     def label(self) -> str:

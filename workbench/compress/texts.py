@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InputError
-from workbench.model.tasks import Task, generate
+from workbench.model.jsonl import documents_of, tasks_of
+from workbench.model.tasks import generate
 
 GRAM = 50
 """Characters of one fingerprint."""
@@ -28,7 +29,7 @@ SEEN_FILE = "seen.npy"
 _ONE_IN = np.uint64(32)
 _FEW = 4
 _BASE = 0x9E3779B97F4A7C15 | 1
-_JSONL = 'Each line is {"text": ...}, {"messages": [...]} or {"question": ..., "answer": ...}.'
+_INVERSE = pow(_BASE, -1, 2**64)
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,22 @@ class Exam:
 
 
 def fitting_rows(
-    tokenizer: Any, n: int, *, seed: int, seq_len: int = 256, text: Path | None = None
+    tokenizer: Any,
+    n: int,
+    *,
+    seed: int,
+    seq_len: int = 256,
+    text: Path | None = None,
+    task_share: float | None = None,
 ) -> list[list[int]]:
-    """Rows to calibrate with: shipped text and tasks of the training split, or a JSONL file."""
+    """Rows to calibrate with: shipped text and tasks of the training split, or a JSONL file.
+
+    Args:    task_share: share of the rows that hold shipped tasks; None is half of them with the
+                 shipped text, none with a file.
+    """
     from workbench.model.batches import Rows
 
-    rows = Rows(
-        tokenizer, seed=seed, seq_len=seq_len, text=None if text is None else documents_of(text)
-    )
+    rows = Rows(tokenizer, seed=seed, seq_len=seq_len, text=text, task_share=task_share)
     return [rows[i][0].tolist() for i in range(n)]
 
 
@@ -136,13 +145,13 @@ def exam(
              text, tasks: JSONL files; None takes the shipped ones.
     Raises:  InputError: nothing is left, or a file that is none.
     """
-    from workbench.model.batches import ChatFormat, encode, heldout_tokens
+    from workbench.model.batches import ChatFormat, encode_file, heldout_tokens
 
     if text is None:
         rows = heldout_tokens(tokenizer, max_tokens=tokens, seq_len=seq_len).tolist()
         source = "the shipped held-out text"
     else:
-        stream = encode(tokenizer, documents_of(text))[:tokens]
+        stream = encode_file(tokenizer, text)[:tokens]
         rows = stream[: len(stream) // seq_len * seq_len].reshape(-1, seq_len).tolist()
         source = text.name
     chosen = generate(questions, split="heldout", seed=seed) if tasks is None else tasks_of(tasks)
@@ -171,59 +180,10 @@ def exam(
     )
 
 
-def documents_of(path: Path) -> list[str]:
-    """Texts of a JSONL file.
-
-    Raises:  InputError: not there, or a line that is none of the kinds.
-    """
-    return [_text_of(line) or _refuse(path, number) for number, line in _lines(path)]
-
-
-def tasks_of(path: Path) -> list[Task]:
-    """Questions of a JSONL file with one right answer each.
-
-    Raises:  InputError: not there, or a line without question and answer.
-    """
-    return [
-        Task(path.stem, str(line["question"]), str(line["answer"]).strip())
-        if {"question", "answer"} <= set(line)
-        else _refuse(path, number)
-        for number, line in _lines(path)
-    ]
-
-
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        texts = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is not text"
-        raise InputError(f"cannot read {path} ({said})", remedy="Check the path.") from error
-    found = []
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            _refuse(path, number)
-        found.append((number, line))
-    if not found:
-        raise InputError(f"{path} is empty", remedy=_JSONL)
+def fingerprints(text: str) -> list[int]:
+    """Those of a text: of some of its runs of characters, and of the whole of it."""
+    found: list[int] = np.append(_grams(text), _whole(text)).tolist()
     return found
-
-
-def _text_of(line: dict[str, Any]) -> str:
-    if "messages" in line:
-        return "\n".join(str(message.get("content", "")) for message in line["messages"])
-    if "question" in line:
-        return f"{line['question']}\n{line.get('answer', '')}"
-    return str(line.get("text", ""))
-
-
-def _refuse(path: Path, number: int) -> Any:
-    raise InputError(f"{path}:{number} is not a line of such a file", remedy=_JSONL)
 
 
 def _whole(text: str) -> NDArray[np.uint64]:
@@ -236,16 +196,34 @@ def _grams(text: str) -> NDArray[np.uint64]:
     raw = np.frombuffer(" ".join(text.lower().split()).encode(), dtype=np.uint8)
     if len(raw) < GRAM:
         return np.zeros(0, dtype=np.uint64)
-    powers = np.array([pow(_BASE, k, 2**64) for k in range(GRAM)], dtype=np.uint64)
-    hashes = np.zeros(len(raw) - GRAM + 1, dtype=np.uint64)
-    for k, power in enumerate(powers[::-1]):
-        hashes += raw[k : k + len(hashes)].astype(np.uint64) * power
+    # The polynomial of each run from sums over prefixes: an odd base has an inverse modulo 2^64.
+    n = len(raw) - GRAM + 1
+    sums = np.zeros(len(raw) + 1, dtype=np.uint64)
+    np.cumsum(raw * _powers(_INVERSE, len(raw)), out=sums[1:])
+    hashes = (sums[GRAM:] - sums[:n]) * _powers(_BASE, len(raw))[GRAM - 1 :]
     # The low bits of a polynomial say little; a multiplication brings the high ones down.
     hashes ^= hashes >> np.uint64(29)
     hashes *= np.uint64(0xBF58476D1CE4E5B9)
     hashes ^= hashes >> np.uint64(32)
     chosen: NDArray[np.uint64] = hashes[hashes % _ONE_IN == 0]
     return chosen
+
+
+def _powers(base: int, n: int) -> NDArray[np.uint64]:
+    """1, base, base^2, ... modulo 2^64."""
+    powers = np.full(n, base % 2**64, dtype=np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+def seen_file(path: Path) -> Seen:
+    """The fingerprint of a JSONL file, all of it: which rows of it come is nobody's matter."""
+    return _seen_file(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _seen_file(path: Path, changed: int) -> Seen:
+    return Seen.of(documents_of(path))
 
 
 def seen_rows(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Seen:

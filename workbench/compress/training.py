@@ -26,9 +26,9 @@ from transformers import (
 from workbench.compress.checkpoint import load, written
 from workbench.compress.distil import Distillation
 from workbench.compress.prune import layers_kept
-from workbench.compress.texts import Seen, documents_of, seen_rows
+from workbench.compress.texts import seen_file, seen_rows
 from workbench.model.batches import IGNORED, Rows
-from workbench.model.train import bf16_pays
+from workbench.model.train import GPU_WORKERS, bf16_pays
 from workbench.progress import OnProgress
 
 _TINY = 1e-9
@@ -42,8 +42,13 @@ def train(asked: Distillation, on_progress: OnProgress | None = None) -> None:
     if not arguments.bf16:
         teacher.float()  # many times faster where there are no kernels for 16 bits
     student = _student(asked)
-    documents = None if asked.text is None else documents_of(asked.text)
-    rows = Rows(tokenizer, seed=asked.seed, seq_len=asked.seq_len, text=documents)
+    rows = Rows(
+        tokenizer,
+        seed=asked.seed,
+        seq_len=asked.seq_len,
+        text=asked.text,
+        task_share=asked.task_share,
+    )
     data = _Data(rows, asked.steps * asked.batch_size)
     trainer = _DistilTrainer(
         asked,
@@ -60,7 +65,7 @@ def train(asked: Distillation, on_progress: OnProgress | None = None) -> None:
     if trainer.is_world_process_zero():
         with written(asked.out) as folder:
             _write(student, tokenizer, dtype, folder)
-            fitted = Seen.of(documents) if documents else seen_rows(tokenizer, data.inputs())
+            fitted = seen_file(asked.text) if asked.text else seen_rows(tokenizer, data.inputs())
             fitted.write(folder)
 
 
@@ -146,23 +151,25 @@ class _DistilTrainer(Trainer):  # type: ignore[misc]
         asked, hidden = self._asked, self._asked.hidden_weight > 0
         tokens, labels = inputs["input_ids"], inputs["labels"][:, 1:]
         learnt = labels != IGNORED
-        with torch.no_grad():
-            wanted = self._teacher(tokens, output_hidden_states=hidden)
-        got = model(input_ids=tokens, output_hidden_states=hidden)
+        got = model(input_ids=tokens, output_hidden_states=hidden, use_cache=False)
         logits = got.logits[:, :-1][learnt]
         # Processes average their gradients; one with fewer tokens to learn has to count for less.
         own = learnt.sum().float()
         share = own / self.accelerator.reduce(own, reduction="mean").clamp(min=1)
-        wanted_logits = wanted.logits[:, :-1][learnt]
-        kl = share * divergence(wanted_logits, logits, asked.temperature, asked.top_k)
-        loss = (1 - asked.label_weight) * kl
+        loss = torch.zeros((), device=logits.device)
+        if asked.label_weight < 1 or hidden:
+            with torch.no_grad():
+                wanted = self._teacher(tokens, output_hidden_states=hidden, use_cache=False)
+            wanted_logits = wanted.logits[:, :-1][learnt]
+            kl = share * divergence(wanted_logits, logits, asked.temperature, asked.top_k)
+            loss = (1 - asked.label_weight) * kl
+            self.kl = kl.detach()
         if asked.label_weight:
             missed = F.cross_entropy(logits.float(), labels[learnt], reduction="sum")
             loss = loss + asked.label_weight * share * missed / max(len(logits), 1)
         for theirs, its in self._pairs if hidden else ():
             far = hidden_distance(wanted.hidden_states[theirs], got.hidden_states[its])
             loss = loss + asked.hidden_weight / len(self._pairs) * far
-        self.kl = kl.detach()
         return loss
 
 
@@ -246,6 +253,7 @@ def _arguments(asked: Distillation) -> Any:
         max_grad_norm=1.0,
         bf16=bf16_pays(torch.device("cuda" if gpu else "cpu")),
         use_cpu=not gpu,
+        dataloader_num_workers=GPU_WORKERS if gpu else 0,
         ddp_find_unused_parameters=False,
         save_steps=asked.save_every,
         save_total_limit=2,

@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from workbench.model.corpus import Split, documents
+from workbench.model.jsonl import documents_of
 from workbench.model.tasks import Task, generate
 
 IGNORED = -100
 _SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in a few words.", "Be brief and exact.")
 _SYSTEM_SHARE = 0.125
 _TASKS_AT_A_TIME = 16
-_ENCODED: dict[tuple[str, int | None, Split], NDArray[np.int64]] = {}
+_DOCUMENTS_AT_A_TIME = 2000
+_TASK_SHARE = 0.5
+_ENCODED: dict[tuple[object, ...], NDArray[np.int64]] = {}
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,10 @@ def token_batches(
     seed: int,
     batch_size: int,
     seq_len: int = 256,
-    task_share: float = 0.5,
+    task_share: float = _TASK_SHARE,
+    text: Path | None = None,
     start: int = 0,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield packed training batches without end.
 
@@ -52,7 +60,9 @@ def token_batches(
              seed: order of the text, and which questions are asked.
              batch_size, seq_len: shape of each batch.
              task_share: share of the rows that hold chats, 0 to 1.
+             text: JSONL to take the text from; None is the shipped one.
              start: the first batch to yield.
+             workers: processes that make batches ahead; 0 makes each when it is asked for.
     Returns: an infinite iterator of batches.
     Raises:  ValueError: a size below 1, or a share outside 0 to 1.
     """
@@ -61,21 +71,27 @@ def token_batches(
             f"batch_size(={batch_size}) must be at least 1, seq_len(={seq_len}) at least 2 and "
             f"task_share(={task_share}) between 0 and 1"
         )
-    rows = Rows(tokenizer, seed=seed, seq_len=seq_len, task_share=task_share)
-    return _batches(rows, batch_size, start)
+    rows = Rows(tokenizer, seed=seed, seq_len=seq_len, task_share=task_share, text=text)
+    loader = DataLoader(
+        rows,
+        batch_sampler=([*range(i * batch_size, (i + 1) * batch_size)] for i in count(start)),
+        num_workers=workers,
+        collate_fn=_together,
+        generator=torch.Generator(),  # it must not draw from the one that others use
+    )
+    return iter(loader)
 
 
-def _batches(rows: Rows, batch_size: int, start: int) -> Iterator[Batch]:
-    for index in count(start):
-        chosen = [rows[row] for row in range(index * batch_size, (index + 1) * batch_size)]
-        inputs, labels = (torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True))
-        yield Batch(inputs, labels)
+def _together(rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Batch:
+    inputs, labels = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+    return Batch(inputs, labels)
 
 
 class Rows:
     """Rows of tokens and labels without end; row i depends on the seed and i alone.
 
-    Args:    text: another text than the shipped one; then no row holds chats.
+    Args:    text: JSONL with another text than the shipped one.
+             task_share: None is half with the shipped text, and no chats with another.
              others: as for `token_batches`.
     """
 
@@ -85,21 +101,25 @@ class Rows:
         *,
         seed: int,
         seq_len: int = 256,
-        task_share: float = 0.5,
-        text: Sequence[str] | None = None,
+        task_share: float | None = None,
+        text: Path | None = None,
     ) -> None:
+        if task_share is None:
+            task_share = _TASK_SHARE if text is None else 0.0
         self._seed, self._seq_len = seed, seq_len
-        self._text_share = 1 - task_share if text is None else 1.0
+        self._text_share = 1 - task_share
         self._text: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         if self._text_share > 0:
             self._text = (
-                encode_documents(tokenizer, "train") if text is None else encode(tokenizer, text)
+                encode_documents(tokenizer, "train")
+                if text is None
+                else encode_file(tokenizer, text)
             )
             if len(self._text) < 2 * seq_len:
                 raise ValueError(
                     f"the text has {len(self._text)} tokens, give at least {2 * seq_len}"
                 )
-        self._chats = ChatFormat(tokenizer) if text is None else None
+        self._chats = ChatFormat(tokenizer) if task_share > 0 else None
 
     def __getitem__(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         text_rows = math.floor(row * self._text_share)  # how many rows of text came before this one
@@ -110,17 +130,23 @@ class Rows:
 
 
 def heldout_tokens(
-    tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seq_len: int = 256
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    seq_len: int = 256,
+    text: Path | None = None,
 ) -> torch.Tensor:
     """Return held-out text to judge a model by, always the same.
 
     Args:    max_tokens: at most so many tokens, and at most what the held-out documents hold.
+             text: JSONL with held-out text; None is the shipped one.
     Returns: int64 tensor (rows, seq_len).
     Raises:  ValueError: max_tokens holds not one row.
     """
     if max_tokens < seq_len:
         raise ValueError(f"max_tokens(={max_tokens}) must be at least seq_len(={seq_len})")
-    tokens = encode_documents(tokenizer, "heldout")[:max_tokens]
+    found = encode_documents(tokenizer, "heldout") if text is None else encode_file(tokenizer, text)
+    tokens = found[:max_tokens]
     rows = len(tokens) // seq_len
     return torch.from_numpy(tokens[: rows * seq_len].reshape(rows, seq_len))
 
@@ -130,30 +156,54 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, split: Split) -> NDArra
 
     It takes seconds, so a process does it once for a tokenizer. Do not write to it.
     """
+    return _encode_once(tokenizer, (split,), lambda: documents(split))
+
+
+def encode_file(tokenizer: PreTrainedTokenizerBase, path: Path) -> NDArray[np.int64]:
+    """Return the texts of a JSONL file as `encode_documents` does."""
+    changed = path.stat().st_mtime_ns if path.is_file() else None
+    return _encode_once(tokenizer, (path, changed), lambda: documents_of(path))
+
+
+def _encode_once(
+    tokenizer: PreTrainedTokenizerBase, what: tuple[object, ...], texts: Callable[[], list[str]]
+) -> NDArray[np.int64]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return encode(tokenizer, documents(split))
-    key = (hashlib.sha256(backend.to_str().encode()).hexdigest(), tokenizer.eos_token_id, split)
+        return encode(tokenizer, texts())
+    digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    key = (digest, tokenizer.eos_token_id, *what)
     if key not in _ENCODED:
-        _ENCODED[key] = encode(tokenizer, documents(split))
+        _ENCODED[key] = encode(tokenizer, texts())
     return _ENCODED[key]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> NDArray[np.int64]:
     """Return texts as one stream of tokens, an end token after each."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
+    parts = []
+    for begin in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
+        some = list(texts[begin : begin + _DOCUMENTS_AT_A_TIME])
+        encoded = tokenizer(
+            some, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        parts += [np.array([*ids, *end], dtype=np.int64) for ids in encoded]
+    return np.concatenate(parts)
 
 
 def _text_window(text: NDArray[np.int64], index: int, seed: int, seq_len: int) -> NDArray[np.int64]:
     """Window number `index`: each epoch shifts the windows and goes through them in a new order."""
     windows = len(text) // seq_len - 1
     epoch, position = divmod(index, windows)
-    rng = np.random.default_rng([seed, epoch])
-    shift = int(rng.integers(seq_len))
-    begin = shift + int(rng.permutation(windows)[position]) * seq_len
+    shift, order = _epoch(windows, seed, epoch, seq_len)
+    begin = shift + int(order[position]) * seq_len
     return text[begin : begin + seq_len]
+
+
+@lru_cache(maxsize=2)
+def _epoch(windows: int, seed: int, epoch: int, seq_len: int) -> tuple[int, NDArray[np.int64]]:
+    rng = np.random.default_rng([seed, epoch])
+    return int(rng.integers(seq_len)), rng.permutation(windows)
 
 
 def _chat_row(

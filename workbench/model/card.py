@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from workbench.model.batches import encode_documents, heldout_tokens
+from workbench.model.batches import encode_documents, encode_file, heldout_tokens
 from workbench.model.ngram import NgramModel
 from workbench.model.tasks import KINDS, Task, generate, is_correct
 
 HIGHEST_ORDER = 5
 TASKS = 2000
+HELDOUT_TOKENS = 500_000
 _ROWS_AT_A_TIME = 64
 _ANSWER_TOKENS = 24
 
@@ -39,6 +40,9 @@ def write_card(
     wall_s: float,
     seq_len: int,
     device: torch.device,
+    heldout: Path | None = None,
+    train_text: Path | None = None,
+    baseline: bool = True,
 ) -> dict[str, Any]:
     """Judge the model in a folder as it was saved, and write `card.json` beside it.
 
@@ -48,11 +52,13 @@ def write_card(
              wall_s: how long the training took.
              seq_len: tokens in a row of the held-out text.
              device: where it was trained, and is judged.
+             heldout, train_text: JSONL in place of the shipped text; at most HELDOUT_TOKENS are judged.
+             baseline: fit the n-grams too.
     Returns: what was written.
     """
     model = AutoModelForCausalLM.from_pretrained(folder).to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = heldout_tokens(tokenizer, max_tokens=10**9, seq_len=seq_len)
+    rows = heldout_tokens(tokenizer, max_tokens=HELDOUT_TOKENS, seq_len=seq_len, text=heldout)
     nll = negative_log_likelihood(model, rows)
     tokens_seen = len(losses) * recipe["batch_size"] * seq_len
     card = {
@@ -68,7 +74,7 @@ def write_card(
             "tokens": nll.numel(),
             "perplexity": math.exp(float(nll.mean())),
             "bits_per_byte": float(nll.sum()) / math.log(2) / _scored_bytes(tokenizer, rows),
-            "ngram": ngram_perplexity(tokenizer, rows),
+            **({"ngram": ngram_perplexity(tokenizer, rows, train_text)} if baseline else {}),
         },
         "tasks": accuracy(model, tokenizer, generate(TASKS, split="heldout", seed=1)),
     }
@@ -90,14 +96,18 @@ def negative_log_likelihood(model: PreTrainedModel, rows: torch.Tensor) -> torch
     return torch.cat(parts)
 
 
-def ngram_perplexity(tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor) -> dict[str, Any]:
+def ngram_perplexity(
+    tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor, text: Path | None = None
+) -> dict[str, Any]:
     """Fit the n-gram baseline to all training text; judge it on the tokens the model is judged on.
 
     The baseline may look back over the beginning of a row, which the model may not.
 
+    Args:    text: JSONL with the training text; None is the shipped one.
     Returns: perplexity of each order, and the best order with its perplexity.
     """
-    train, stream = encode_documents(tokenizer, "train"), rows.flatten().numpy()
+    train = encode_documents(tokenizer, "train") if text is None else encode_file(tokenizer, text)
+    stream = rows.flatten().numpy()
     scored = np.arange(len(stream)) % rows.shape[1] > 0
     by_order = {}
     for n in range(1, HIGHEST_ORDER + 1):

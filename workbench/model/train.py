@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from workbench.model.batches import IGNORED, Batch, token_batches
 from workbench.model.card import write_card
 from workbench.model.corpus import documents
+from workbench.model.jsonl import documents_of
 from workbench.model.shape import ModelShape, build_model
 from workbench.model.tasks import generate
 from workbench.model.tokenizer import train_tokenizer
@@ -26,6 +28,10 @@ ADAMW_LR = 0.008
 WARMUP_STEPS = 50
 CHECKPOINT_EVERY = 100
 TOKENIZER_TASKS, TOKENIZER_TASKS_COUNT = 50_000, 4
+TOKENIZER_CHARACTERS = 20_000_000
+"""As much of the text as the tokenizer learns from; documents come in no order."""
+GPU_WORKERS = 6
+"""Processes that make batches for a GPU, which else would wait for them."""
 ANSWER_WEIGHT = 3.0  # answers are a tenth of what is learnt, but what the tasks are judged by
 _RESUME_FILE, _CARD = "resume.pt", "card.json"
 
@@ -45,6 +51,14 @@ class Recipe:
     batch_size: int
     task_share: float
     shape: ModelShape
+    seq_len: int = SEQ_LEN
+    text: str | None = None
+    """Digest of the text, where it is not the shipped one."""
+
+    def told(self) -> dict[str, Any]:
+        """It as it is written down; what older runs could not choose is left out where it is theirs."""
+        later = {"seq_len": SEQ_LEN, "text": None}
+        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
 
 
 @dataclass
@@ -69,30 +83,54 @@ def train(
     resume: bool = True,
     batch_size: int = 16,
     task_share: float = 0.5,
+    seq_len: int = SEQ_LEN,
+    text: Path | None = None,
+    heldout: Path | None = None,
+    save_every: int | None = None,
+    baseline: bool = True,
 ) -> Path:
-    """Train a chat model on the standard library's text and on generated tasks.
+    """Train a chat model on the standard library's text, or another, and on generated tasks.
 
     Muon moves the matrices and AdamW the rest, with a warm-up and a linear decay. On a CPU the same
-    seed and number of threads give the same losses. Every CHECKPOINT_EVERY steps the run is kept
+    seed and number of threads give the same losses. Every `save_every` steps the run is kept
     in `out`, so that after a crash or an interrupt the next call goes on from there. With its
     defaults the call makes the shipped checkpoint.
 
     Args:    out: folder where weights, tokenizer and card.json lie at the end.
              seed: initial weights, order of the text, and questions.
-             steps: optimiser steps of batch_size rows of 256 tokens.
+             steps: optimiser steps of batch_size rows of seq_len tokens.
              config: the model's shape.
              device: "auto", "cpu" or "cuda"; auto takes the GPU if there is one.
              on_progress: called with step, total, loss and tokens per second after each step.
              resume: go on with a run kept in `out`; False starts anew.
              batch_size, task_share: rows in a batch, and the share of them that hold chats.
+             text, heldout: JSONL to train and to judge on, in place of the shipped text.
+             save_every: steps after which the run is kept; None is CHECKPOINT_EVERY.
+             baseline: fit the n-grams that the card compares with; takes minutes with much text.
     Returns: out; at once, if it already holds this very run, finished.
     Raises:  ResumeError: out holds a run with another recipe.
-             ValueError: steps below 1, or what `token_batches` refuses.
+             ValueError: steps below 1, a seq_len that the shape has no room for, one of text and heldout
+                 without the other, or what `token_batches` refuses.
+             InputError: files that hold no text.
     """
     if steps < 1:
         raise ValueError(f"steps(={steps}) must be at least 1")
+    if seq_len > config.max_tokens:
+        raise ValueError(f"seq_len(={seq_len}) must be at most max_tokens(={config.max_tokens})")
+    if (text is None) != (heldout is None):
+        raise ValueError(
+            "give text and heldout together: a model is judged on what it has not seen"
+        )
     out = Path(out)
-    recipe = Recipe(seed, steps, batch_size, task_share, config)
+    recipe = Recipe(
+        seed,
+        steps,
+        batch_size,
+        task_share,
+        config,
+        seq_len,
+        None if text is None else _digest(text),
+    )
     where = torch.device(_pick(device))
     if resume and _is_finished(out, recipe):
         return out
@@ -102,29 +140,55 @@ def train(
         (out / _RESUME_FILE).unlink(missing_ok=True)
     saved = _load(out, recipe)
     tokenizer: PreTrainedTokenizerBase = train_tokenizer(
-        _texts(recipe.seed), vocab_size=config.vocab, max_tokens=config.max_tokens
+        _texts(recipe.seed, text), vocab_size=config.vocab, max_tokens=config.max_tokens
     )
     run = _start(recipe, tokenizer, where, saved)
-    _optimise(run, recipe, tokenizer, where, out, on_progress)
+    batches = token_batches(
+        tokenizer,
+        seed=seed,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        task_share=task_share,
+        text=text,
+        start=run.step,
+        workers=GPU_WORKERS if where.type == "cuda" else 0,
+    )
+    _optimise(run, recipe, batches, where, out, on_progress, save_every or CHECKPOINT_EVERY)
+    del batches
     run.model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_card(
         out,
-        recipe=asdict(recipe),
+        recipe=recipe.told(),
         losses=run.losses,
         wall_s=run.wall_s,
-        seq_len=SEQ_LEN,
+        seq_len=seq_len,
         device=where,
+        heldout=heldout,
+        train_text=text,
+        baseline=baseline,
     )
     (out / _RESUME_FILE).unlink()
     return out
 
 
-def _texts(seed: int) -> list[str]:
+def _texts(seed: int, text: Path | None) -> list[str]:
     """What the tokenizer learns from: text, and chats counted so often that words become tokens."""
     chats = generate(TOKENIZER_TASKS, split="train", seed=seed)
     lines = [f" {task.question} {task.answer}" for task in chats]
-    return documents("train") + lines * TOKENIZER_TASKS_COUNT
+    if text is None:
+        return documents("train") + lines * TOKENIZER_TASKS_COUNT
+    some, room = [], TOKENIZER_CHARACTERS
+    for document in documents_of(text):
+        some.append(document[: max(room, 0)])
+        room -= len(document)
+    return [document for document in some if document] + lines * TOKENIZER_TASKS_COUNT
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        documents_of(path)  # which says what is wrong
+    return blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _pick(device: str) -> str:
@@ -142,6 +206,9 @@ def _start(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.shape, tokenizer).to(where)
+    if where.type == "cuda":
+        for layer in model.model.layers:  # all are alike, so one compilation serves them all
+            layer.compile()
     run = _Run(model, _optimizers(model, recipe.shape))
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -171,19 +238,12 @@ def _optimizers(model: LlamaForCausalLM, shape: ModelShape) -> list[torch.optim.
 def _optimise(
     run: _Run,
     recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterator[Batch],
     where: torch.device,
     out: Path,
     on_progress: OnProgress | None,
+    save_every: int,
 ) -> None:
-    batches = token_batches(
-        tokenizer,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        seq_len=SEQ_LEN,
-        task_share=recipe.task_share,
-        start=run.step,
-    )
     run.model.train()
     while run.step < recipe.steps:
         began = time.perf_counter()
@@ -199,10 +259,10 @@ def _optimise(
         took = time.perf_counter() - began
         run.step += 1
         run.wall_s += took
-        if run.step % CHECKPOINT_EVERY == 0 or run.step == recipe.steps:
+        if run.step % save_every == 0 or run.step == recipe.steps:
             _save(out, recipe, run)
         if on_progress is not None:
-            tokens = recipe.batch_size * SEQ_LEN
+            tokens = recipe.batch_size * recipe.seq_len
             on_progress(run.step, recipe.steps, run.losses[-1], tokens / took)
 
 
@@ -215,7 +275,8 @@ def _schedule(step: int, steps: int) -> float:
 def _loss(model: LlamaForCausalLM, batch: Batch, where: torch.device) -> torch.Tensor:
     """Weighted mean cross entropy of what is learnt; no logits are made for the rest."""
     with torch.autocast(where.type, torch.bfloat16, enabled=bf16_pays(where)):
-        hidden = model.model(input_ids=batch.input_ids.to(where)).last_hidden_state
+        inputs = batch.input_ids.to(where)
+        hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
         labels = batch.labels[:, 1:].to(where)
         learnt = labels != IGNORED
         logits = model.lm_head(hidden[:, :-1][learnt])
@@ -235,7 +296,7 @@ def bf16_pays(where: torch.device) -> bool:
 def _save(out: Path, recipe: Recipe, run: _Run) -> None:
     """Keep the run; the old checkpoint stays whole until the new one is."""
     state = {
-        "recipe": asdict(recipe),
+        "recipe": recipe.told(),
         "model": run.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "step": run.step,
@@ -263,8 +324,8 @@ def _is_finished(out: Path, recipe: Recipe) -> bool:
 
 
 def _check_same(out: Path, found: dict[str, Any], recipe: Recipe) -> None:
-    if found != asdict(recipe):
+    if found != recipe.told():
         raise ResumeError(
-            f"{out} holds a run with {found}, not {asdict(recipe)}: take another folder, or "
+            f"{out} holds a run with {found}, not {recipe.told()}: take another folder, or "
             "resume=False to overwrite it"
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.plan import Quality
+from serving.plan import EngineArgs, Quality, Variant
 from serving.values import Estimate
+from workbench.compress import quality
 from workbench.compress.quality import (
     Answers,
     Ask,
@@ -18,6 +19,7 @@ from workbench.compress.quality import (
     quality_of,
     recovery_of,
 )
+from workbench.compress.texts import Seen
 
 VOCABULARY = 40
 
@@ -202,3 +204,28 @@ def test_what_an_interval_does_not_decide_is_marked(
         benchmark_recovery={} if benchmark is None else {"quiz": score(benchmark)},
     )
     assert quality.verdict(0.02) == verdict
+
+
+def test_what_the_parent_was_trained_on_is_left_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: tmp_path / name for name in ("parent", "child")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        Seen.of([f"What the {name} has seen."]).write(folder)
+    parent, child = (Variant(name=name, model=str(folder)) for name, folder in folders.items())
+    known: list[Seen] = []
+
+    class Enough(Exception):
+        pass
+
+    def exam(tokenizer: object, *, seen: Seen, **asked: object) -> None:
+        known.append(seen)
+        raise Enough
+
+    monkeypatch.setattr(quality, "_tokenizer", lambda variant: None)
+    monkeypatch.setattr(quality, "exam", exam)
+    with pytest.raises(Enough):
+        quality._judge_apart(None, [child], parent, Ask(), EngineArgs(), tmp_path)  # type: ignore[arg-type]
+    assert all(known[0].knows(f"What the {name} has seen.") for name in folders)
+    assert not known[0].knows("What nobody has seen.")

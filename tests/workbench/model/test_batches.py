@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from workbench.model.batches import IGNORED, Batch, ChatFormat, heldout_tokens, token_batches
+from workbench.model.batches import (
+    IGNORED,
+    Batch,
+    ChatFormat,
+    Rows,
+    heldout_tokens,
+    token_batches,
+)
 from workbench.model.corpus import documents
 from workbench.model.tasks import Task
 from workbench.model.tokenizer import END, train_tokenizer
@@ -112,3 +121,27 @@ def test_arguments_are_checked(tokenizer: PreTrainedTokenizerFast) -> None:
         token_batches(tokenizer, seed=0, batch_size=0)
     with pytest.raises(ValueError, match=r"max_tokens\(=10\)"):
         heldout_tokens(tokenizer, max_tokens=10)
+
+
+def test_own_text_holds_chats_where_they_are_asked_for(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.jsonl"
+    texts = [f"number {i} of a text of one's own " * 20 for i in range(40)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    alone = Rows(tokenizer, seed=0, seq_len=64, text=path)
+    mixed = Rows(tokenizer, seed=0, seq_len=64, text=path, task_share=0.25)
+    chats = [bool((mixed[row][1] == IGNORED).any()) for row in range(40)]
+    assert sum(chats) == 10
+    assert not any((alone[row][1] == IGNORED).any() for row in range(40))
+    assert "one's own" in tokenizer.decode(alone[0][0])
+    rows = heldout_tokens(tokenizer, max_tokens=256, seq_len=64, text=path)
+    assert "number 0 of a text" in tokenizer.decode(rows[0])
+
+
+def test_workers_make_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> None:
+    own, others = (
+        list(islice(token_batches(tokenizer, seed=1, batch_size=4, start=2, workers=workers), 4))
+        for workers in (0, 2)
+    )
+    assert all(_same(a, b) for a, b in zip(own, others, strict=True))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from serving.errors import InputError
+from workbench.model import shipped_checkpoint
 from workbench.model import train as recipe
 from workbench.model.shape import ModelShape, ModelShapeError
 from workbench.model.train import ResumeError, train
@@ -84,3 +87,36 @@ def test_bad_arguments_raise(tmp_path: Path) -> None:
         train(tmp_path, steps=0)
     with pytest.raises(ValueError, match="tpu"):
         train(tmp_path, device="tpu")
+
+
+def test_text_of_ones_own_is_part_of_the_recipe(tmp_path: Path) -> None:
+    texts = {name: tmp_path / f"{name}.jsonl" for name in ("train", "heldout")}
+    for name, path in texts.items():
+        lines = [
+            {"text": f"The {name} text has line {i} and {i * i} in it. " * 20} for i in range(60)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def go(out: Path, **changes: object) -> Path:
+        asked = {"text": texts["train"], "heldout": texts["heldout"], "seq_len": 32} | changes
+        return train(out, steps=2, config=TINY, device="cpu", batch_size=2, baseline=False, **asked)
+
+    card = json.loads((go(tmp_path / "own") / "card.json").read_text())
+    assert card["recipe"]["seq_len"] == 32
+    assert card["tokens_seen"] == 2 * 2 * 32
+    assert "ngram" not in card["heldout"]
+    assert go(tmp_path / "own") == tmp_path / "own"  # finished, the text being the same
+    texts["train"].write_text(texts["train"].read_text() + json.dumps({"text": "More."}) + "\n")
+    with pytest.raises(ResumeError, match="another folder"):
+        go(tmp_path / "own")
+    with pytest.raises(ValueError, match="together"):
+        go(tmp_path / "half", heldout=None)
+    with pytest.raises(ValueError, match=r"seq_len\(=512\) must be at most"):
+        go(tmp_path / "long", seq_len=512)
+    with pytest.raises(InputError, match="nowhere"):
+        go(tmp_path / "gone", text=tmp_path / "nowhere.jsonl")
+
+
+def test_what_older_runs_could_not_choose_is_not_in_their_recipe() -> None:
+    shipped = json.loads((shipped_checkpoint() / "card.json").read_text())["recipe"]
+    assert recipe.Recipe(0, 1600, 16, 0.5, ModelShape()).told() == shipped
