@@ -287,10 +287,14 @@ def runs_something(page: Path) -> bool:
 def test_what_can_be_run_runs(page: Path, tmp_path: Path) -> None:
     for name in ("experiments", "docs", "notebooks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    here = Path(sys.executable).parent
+    programs = tmp_path / ".programs"
+    programs.mkdir()
+    for name in PROGRAMS:
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {name}.cli "$@"\n')
+        (programs / name).chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{here}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }
     for block in blocks(page):
