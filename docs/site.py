@@ -1,9 +1,9 @@
 """What the site has beside the pages: read by mkdocs (hooks) and by mkdocstrings (Sections).
 
-    linked files      what a page names outside docs/ is put into the site, so that links work there too
-    references        of the commands from their own help, of the public names from their docstrings
-    notebooks         those that `make docs` has executed and rendered
-    equations         LaTeX between dollars becomes MathML: browsers show it, no script and no network
+linked files      what a page names outside docs/ is put into the site, so that links work there too
+references        of the commands from their own help, of the public names from their docstrings
+notebooks         those that `make docs` has executed and rendered
+equations         LaTeX between dollars becomes MathML: browsers show it, no script and no network
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     """Write the equations as MathML."""
 
     def written(match: re.Match[str]) -> str:
-        text = re.sub(r"&(amp|lt|gt);", lambda m: {"amp": "&", "lt": "<", "gt": ">"}[m[1]], match[2])
+        text = re.sub(
+            r"&(amp|lt|gt);", lambda m: {"amp": "&", "lt": "<", "gt": ">"}[m[1]], match[2]
+        )
         return str(convert(text, display="block" if match[1] == "div" else "inline"))
 
     return _MATHS.sub(written, html)

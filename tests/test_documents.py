@@ -120,7 +120,9 @@ def check(words: list[str]) -> None:
     assert program in CHECKS, f"who knows {program}? Add it to CHECKS of {Path(__file__).name}"
     CHECKS[program](words[1:]) if program not in PROGRAMS else parse([program, *words[1:]])
     for word in words[1:]:
-        if re.match(r"^\.?(experiments|notebooks|docs|tests|requirements|benchmarks)/\S+\.\w", word):
+        if re.match(
+            r"^\.?(experiments|notebooks|docs|tests|requirements|benchmarks)/\S+\.\w", word
+        ):
             assert list(ROOT.glob(word)), f"{word} is not there"
 
 
