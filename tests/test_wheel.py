@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT, without_checkout
 
 pytestmark = pytest.mark.slow
