@@ -3,9 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs
 
-# No plugin that takes seconds to load, and nothing that starts servers or browsers.
+# Starts no server, no browser and no compiler, and loads no pytest plugin that takes seconds to load.
 QUICK := -p no:nbmake -p no:schemathesis -m "not vllm and not e2e and not slow" --dist loadfile \
-	tests/serving/test_hpa.py
+	tests/test_architecture.py tests/test_packaging.py tests/test_documents.py \
+	tests/serving/test_hpa.py tests/serving/test_hpa_refusals.py tests/serving/test_signals.py \
+	tests/serving/test_logs_report.py tests/serving/doctor \
+	tests/simulations/autoscaler tests/simulations/traffic \
+	tests/workbench/test_settings.py tests/workbench/test_pipeline.py tests/workbench/test_agreement.py \
+	tests/workbench/tune/test_space.py tests/workbench/measure/test_validity.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test lint coverage docs wheel bench lab ui clean

