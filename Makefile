@@ -41,7 +41,8 @@ coverage: .venv/.installed  ## which lines the tests without vLLM run (build/cov
 	$(BIN)/pytest -q -m "not vllm and not e2e" --cov --cov-report=term:skip-covered --cov-report=html tests
 
 docs: .venv/.installed  ## execute the notebooks, then build the site (build/site/index.html)
-	$(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
+	PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks \
+		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= notebooks/*.ipynb
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: .venv/.installed  ## build what pip installs (dist/)
