@@ -3,8 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs
 
+# Starts no server, no browser and no compiler, and loads no pytest plugin that takes seconds to load.
+QUICK := -p no:nbmake -p no:schemathesis -m "not vllm and not e2e and not slow" --dist loadfile \
+	tests/test_architecture.py tests/test_packaging.py tests/test_documents.py \
+	tests/serving/test_hpa.py tests/serving/test_hpa_refusals.py tests/serving/test_signals.py \
+	tests/serving/test_logs_report.py tests/serving/doctor \
+	tests/simulations/autoscaler tests/simulations/traffic \
+	tests/workbench/test_settings.py tests/workbench/test_pipeline.py tests/workbench/test_agreement.py \
+	tests/workbench/tune/test_space.py tests/workbench/measure/test_validity.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench lab ui clean
+.PHONY: help install demo check test lint coverage docs wheel bench lab ui clean
 
 help:  ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +31,22 @@ lint: .venv/.installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check: lint  ## the inner loop, under a minute: lint, types, and the unit tests that are quick
+	$(BIN)/pytest -q -n 2 $(QUICK)
+
 test: lint  ## everything: lint, types, unit, theory, property and contract tests, real vLLM, notebooks
 	$(BIN)/pytest --nbmake notebooks tests
+
+coverage: .venv/.installed  ## which lines the tests without vLLM run (build/coverage/index.html)
+	$(BIN)/pytest -q -m "not vllm and not e2e" --cov --cov-report=term:skip-covered --cov-report=html tests
+
+docs: .venv/.installed  ## execute the notebooks, then build the site (build/site/index.html)
+	PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks \
+		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= notebooks/*.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheel: .venv/.installed  ## build what pip installs (dist/)
+	$(BIN)/python -m build
 
 bench: .venv/.installed  ## performance: the twin, a day of a fleet, a search, the load client, the gateway, each beside its peers
 	$(BIN)/python -m benchmarks.twin

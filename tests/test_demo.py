@@ -1,4 +1,4 @@
-"""The whole pipeline with reduced sizes, on real vLLM, as a new user would run it."""
+"""The whole pipeline with reduced sizes, on real vLLM, from the installed wheel as a user has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 
+from tests.conftest import without_checkout
+
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e]
-DEMO = [sys.executable, "-m", "workbench.cli", "demo", "--quick"]
+
+
+@pytest.fixture(scope="session")
+def demo(programs: Path) -> list[str]:
+    return [str(programs / "workbench"), "demo", "--quick"]
 
 
 def vllm_processes() -> set[int]:
@@ -30,11 +35,15 @@ def vllm_processes() -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(demo: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("demo")
     before = vllm_processes()
     done = subprocess.run(
-        [*DEMO, "--workdir", "runs", "--json"], cwd=home, capture_output=True, text=True
+        [*demo, "--workdir", "runs", "--json"],
+        cwd=home,
+        env=without_checkout(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode in (0, 1), done.stderr
     (home / "rows.json").write_text(done.stdout)
@@ -86,23 +95,31 @@ def test_the_bundle_and_the_report_are_whole(workdir: Path) -> None:
         assert json.loads((workdir / "verify" / "verification.json").read_text())
 
 
-def test_a_second_run_does_nothing_again(workdir: Path) -> None:
+def test_a_second_run_does_nothing_again(workdir: Path, demo: list[str]) -> None:
     if (workdir / "verify" / "untrusted.txt").exists():
         pytest.skip("this machine is too busy to be measured: verify is to be done again")
     stamps = {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")}
     done = subprocess.run(
-        [*DEMO, "--workdir", str(workdir), "--json"], capture_output=True, text=True
+        [*demo, "--workdir", str(workdir), "--json"],
+        cwd=workdir.parent,
+        env=without_checkout(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode in (0, 1), done.stderr
     assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")} == stamps
     assert json.loads(done.stdout) == json.loads((workdir.parent / "rows.json").read_text())
 
 
-def test_ctrl_c_leaves_no_process_and_keeps_finished_work(workdir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process_and_keeps_finished_work(
+    workdir: Path, demo: list[str], tmp_path: Path
+) -> None:
     before = vllm_processes()
     home = tmp_path / "runs"
     process = subprocess.Popen(
-        [*DEMO, "--workdir", str(home)],
+        [*demo, "--workdir", str(home)],
+        cwd=tmp_path,
+        env=without_checkout(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

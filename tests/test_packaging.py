@@ -62,6 +62,21 @@ def test_serving_installs_without_torch_and_pandas(tmp_path: Path) -> None:
     assert "Example" in helped.stdout
 
 
+def test_the_changelog_is_of_this_version_or_goes_on_from_it() -> None:
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [head.split()[0] for head in heads if head != "Unreleased"]
+    assert "Unreleased" not in heads[1:]
+    assert not released or released[0] == PROJECT["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+(rc\d+)?", PROJECT["version"])
+
+
+def test_the_hooks_are_those_of_the_environment() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert programs == {"ruff", "nbstripout", "mypy"}
+    assert programs <= set(pins("cpu"))
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()
 
