@@ -17,9 +17,9 @@ import pandas as pd
 
 from serving.plan import Plan, Variant
 from serving.values import Estimate
+from simulations import theme
 from simulations.latency import Coefficients, LatencyModel
 from simulations.traffic import Fixed, LogNormal, Workload
-from workbench.report import theme
 from workbench.track.origin import on_which
 from workbench.track.record import (
     AUTOSCALERS,
