@@ -90,9 +90,9 @@ def shown_html(
 
     Args:    table: a pandas DataFrame, which this package does not load; None for none.
     """
-    lines = [f"<b>{html.escape(said)}</b>"]
-    lines += [f"cannot be trusted: {html.escape(doubt)}" for doubt in doubts]
-    lines += [html.escape(note) for note in notes]
+    lines = [f"<b>{html.escape(said, quote=False)}</b>"]
+    lines += [f"cannot be trusted: {html.escape(doubt, quote=False)}" for doubt in doubts]
+    lines += [html.escape(note, quote=False) for note in notes]
     shown = {"index": False, "border": 0, "na_rep": "–", "float_format": "{:.4g}".format}
     return "<br>".join(lines) + ("" if table is None else str(table.to_html(**shown)))
 
