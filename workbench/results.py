@@ -111,7 +111,9 @@ class Results:
                 run.tune(self.tuning())
             case "export":
                 tuning = self.tuning()
-                run.export(folder / "bundle", tuning.winner, tuning.doubts)
+                run_id = run.export(folder / "bundle", tuning.winner, tuning.doubts)
+                latency = self.latency_models()[tuning.winner.variant.name]
+                run.register(run_id, tuning.winner, latency, tuning.prediction.workload)
             case "verify":
                 verification = self.verification()
                 if verification is not None:

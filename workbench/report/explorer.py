@@ -19,25 +19,24 @@ from serving.errors import InputError
 from serving.plan import EngineArgs, Slo
 from simulations import theme
 from simulations.bounds import saturation_rps
-from simulations.engine import percentiles, simulate_workload
 from simulations.figures import day_canvas
 from simulations.latency import LatencyModel
+from simulations.plan_model import replica_under
 from simulations.profiles import PROFILES
-from simulations.traffic import Day, Poisson, Workload
+from simulations.traffic import Day, Workload
 from workbench.report.fleet_figures import METRIC_NAMES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _RATES = 24
-_REQUESTS = 4_000
 _MOMENTS = 24 * 12
 _PROFILE = "servegen-deepseek-r1-10min"
 _STILL_S = 0.25
 """A slider has to rest for so long before the fleet is worked out again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fleet:
     """The least that a day asks for.
 
@@ -75,6 +74,8 @@ class Fleet:
             f" ({self.gpu_hours * self.usd_per_hour:,.0f} USD), where a fleet for the peak holds"
             f" {self.peak_gpu_hours:.0f} ({self.peak_gpu_hours * self.usd_per_hour:,.0f} USD)."
         )
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(str(self))}</p>"
@@ -167,16 +168,16 @@ class Explorer:
         from IPython.display import display
 
         found = self.fleet(**picked)
-        display(found, found.plot())
+        display(found, found.plot())  # type: ignore[no-untyped-call]
         try:
             controls = self.controls(**picked)
         except ModuleNotFoundError:
             return
-        display(controls)
+        display(controls)  # type: ignore[no-untyped-call]
 
     def controls(self, **picked: Any) -> Any:
         """Sliders for promise, peak and day, and an output that follows them once they rest."""
-        import ipywidgets as widgets
+        import ipywidgets as widgets  # type: ignore[import-untyped]
 
         style = {"description_width": "11em"}
         wide = widgets.Layout(width="32em")
@@ -232,16 +233,11 @@ def replica_at_rates(
 ) -> pd.DataFrame:
     """Percentiles of one replica under Poisson load, from nearly idle to what it can answer at most.
 
-    Returns: rate_rps and the columns of `engine.percentiles`, the lowest rate first.
+    Returns: rate_rps and what `plan_model.replica_under` says, the lowest rate first.
     """
     most = saturation_rps(workload, latency, engine)
     rows = []
     for rate_rps in np.linspace(1 / rates, 1.0, rates) * most:
-        arrivals = Poisson(rate_rps=float(rate_rps))
-        load = workload.at(
-            arrivals=arrivals, duration_s=_REQUESTS / rate_rps, warmup_s=0, spikes=()
-        )
-        requests = simulate_workload(load, latency, engine)
-        settled = requests.iloc[len(requests) // 4 :]
-        rows.append({"rate_rps": float(rate_rps), **percentiles(settled)})
+        found = replica_under(float(rate_rps), workload, latency, engine)
+        rows.append({"rate_rps": float(rate_rps), **found})
     return pd.DataFrame(rows)

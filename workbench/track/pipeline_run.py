@@ -12,6 +12,7 @@ from workbench.track import records
 from workbench.track.record import Record
 
 if TYPE_CHECKING:
+    from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.track.store import Tracker
     from workbench.tune import Tuning
@@ -49,6 +50,15 @@ class PipelineRun:
     def export(self, bundle: Path, plan: Plan, doubts: Sequence[str] = ()) -> str:
         """The exported bundle; files above 64 MiB are listed, not copied."""
         return self._log(records.of_bundle(bundle, plan, doubts))
+
+    def register(self, run_id: str, plan: Plan, latency: LatencyModel, workload: Workload) -> str:
+        """The exported plan as a registered model that predicts latency and cost for a load.
+
+        Args:    run_id: of the export.
+                 workload: its lengths.
+        Returns: the version.
+        """
+        return self._tracker.register(run_id, plan, latency, workload)
 
     def verify(self, verification: Verification) -> str:
         """Predicted against measured."""

@@ -21,7 +21,9 @@ from workbench.track.record import AUTOSCALERS, FLAT, TRAIL, VARIANTS, Record
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-    from serving.plan import Variant
+    from serving.plan import Plan, Variant
+    from simulations.latency import LatencyModel
+    from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.measure.study import StudyResult
 
@@ -124,6 +126,12 @@ class Tracker:
 
         found = Capacity.read(folder / "capacity.json")
         return self._group(studies.of_capacity(found, folder.name), folder)
+
+    def register(self, run_id: str, plan: Plan, latency: LatencyModel, workload: Workload) -> str:
+        """A plan as a registered model of a run; returns the version (see `registry`)."""
+        from workbench.track.registry import register
+
+        return register(self._client, run_id, plan, latency, workload)
 
     def _group(self, parent: Record, folder: Path) -> str:
         from workbench.measure import Measurement
