@@ -103,7 +103,7 @@ class Results:
                 points = self.measurements(stage)
                 for point in points + (self.shapes() if stage == "sweep" else []):
                     run.measurement(point, folder / point.name)
-                run.sweeps(points)
+                run.sweeps(points, self.settings.gpu_usd_per_hour)
             case "fit":
                 for model in self.latency_models().values():
                     run.fit(model)

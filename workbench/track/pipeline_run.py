@@ -35,9 +35,15 @@ class PipelineRun:
         """One measurement, with what `Measurement.write` wrote to `folder`."""
         return self._log(records.of_measurement(measurement, folder))
 
-    def sweeps(self, measurements: Sequence[Measurement]) -> list[str]:
-        """One run per variant and mode, to compare: curves over batch size or rate."""
-        return [self._log(record) for record in records.of_sweeps(measurements)]
+    def sweeps(
+        self, measurements: Sequence[Measurement], usd_per_hour: float | None = None
+    ) -> list[str]:
+        """To compare: a run per variant and mode, curves over its loads; and one per variant and load.
+
+        Args:    usd_per_hour: of one GPU; without it the loads have no cost.
+        """
+        found = [*records.of_sweeps(measurements), *records.of_points(measurements, usd_per_hour)]
+        return [self._log(record) for record in found]
 
     def fit(self, model: LatencyModel) -> str:
         """Coefficients and held-out errors of a latency model."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -16,7 +18,7 @@ from workbench.track import records, studies
 from workbench.track.origin import here
 from workbench.track.pipeline_run import PipelineRun
 from workbench.track.reach import chosen_uri, connect, is_database
-from workbench.track.record import AUTOSCALERS, FLAT, TRAIL, VARIANTS, Record
+from workbench.track.record import AUTOSCALERS, FLAT, POINTS, TRAIL, VARIANTS, Record
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -170,10 +172,18 @@ class Tracker:
         Left to itself, `mlflow ui` opens an experiment on its page of chat traces.
         """
         view = "runs?workflowType=machine_learning&compareRunsMode=CHART"
-        return {
+        pages = {
             name: f"{server}/#/experiments/{self.experiment_ids[name]}/{view}"
             for name in (VARIANTS, AUTOSCALERS)
         }
+        known = self._client.get_experiment_by_name(POINTS)
+        runs = self._client.search_runs([known.experiment_id]) if known else []
+        if runs:
+            asked = {"runs": [r.info.run_id for r in runs], "experiments": [known.experiment_id]}
+            query = "&".join(f"{key}={quote(json.dumps(ids))}" for key, ids in asked.items())
+            # This page draws parallel coordinates by itself.
+            pages[POINTS] = f"{server}/#/compare-runs?{query}"
+        return pages
 
     def log(self, record: Record, parent: str | None = None, *, anywhere: bool = False) -> str:
         """Log a record under a parent, once, and return its run id.
