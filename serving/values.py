@@ -55,10 +55,11 @@ class Value(BaseModel):
 
     def _repr_html_(self) -> str:
         """A row per field that was chosen; what is left at its default is counted below."""
-        chosen = self.model_dump(mode="json", exclude_defaults=True)
+        whole = self.model_dump(mode="json")
+        chosen = self.model_dump(mode="json", exclude_defaults=True) or whole
         rows = "".join(
             f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'>{html.escape(_short(value))}</td></tr>"
+            f"<td style='text-align:left'>{html.escape(_short(value or whole[key]))}</td></tr>"
             for key, value in chosen.items()
         )
         left = len(type(self).model_fields) - len(chosen)

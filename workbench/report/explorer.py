@@ -8,6 +8,7 @@ right moment. What an autoscaler makes of it is asked of `simulate` and `tune`.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ class Explorer:
             for name in ("ttft_p99_s", "tpot_p99_s"):
                 now[name] /= 1e3
             found = self.fleet(**now)
-            figure = {"application/vnd.plotly.v1+json": found.plot().to_plotly_json()}
+            figure = {"application/vnd.plotly.v1+json": json.loads(found.plot().to_json())}
             shown = ({"text/html": found._repr_html_()}, figure)
             answer.outputs = tuple(
                 {"output_type": "display_data", "data": data, "metadata": {}} for data in shown
