@@ -95,10 +95,12 @@ def test_what_is_to_be_compared_lies_flat(tracked: Tracker) -> None:
         assert {run.data.tags["stage"] for run in found} == {stage}
         assert not any("mlflow.parentRunId" in run.data.tags for run in found)
         assert not any("interval" in name for run in found for name in run.data.metrics)
-        page = tracker.compare_urls()[f"workbench-{experiment}"]
+        pages = tracker.compare_urls()
         if experiment == "points":
-            assert all(run.info.run_id in page for run in found)
+            for run in found:
+                assert run.info.run_id in pages[f"workbench-points {run.data.params['mode']}"]
         else:
+            page = pages[f"workbench-{experiment}"]
             assert f"/experiments/{tracker.experiment_ids[f'workbench-{experiment}']}/" in page
     trail = tracker._client.search_runs([tracker.experiment_ids["workbench"]])
     assert sum("mlflow.parentRunId" not in run.data.tags for run in trail) == 1
@@ -347,11 +349,13 @@ def test_the_pages_compare_variants_loads_and_costs(tracked: Tracker, ui: str) -
         for name in ("winner", "static-peak", "article-hpa"):
             page.get_by_role("link", name=name, exact=True).first.wait_for()
         page.get_by_text("gpu_hours", exact=True).first.wait_for()
-        page.goto(pages["workbench-points"])
+        parent = tracked.runs("pipeline").iloc[0]["run_id"]
+        page.goto(f"{ui}/#/experiments/{tracked.experiment_ids['workbench']}/runs/{parent}")
+        page.get_by_role("link", name="workbench-points offline").click()
         plot = page.locator(".js-plotly-plot").first
         for axis in ("variant", "batch"):  # chosen by the page itself
             plot.get_by_text(axis, exact=True).first.wait_for()
-        page.locator(".ant-select-selector, .du-bois-light-select-selector").last.click()
+        page.get_by_role("combobox").last.click(force=True)
         page.keyboard.type("usd_per_million")
         page.keyboard.press("Enter")
         plot.get_by_text("usd_per_million_tokens", exact=True).first.wait_for()
