@@ -140,6 +140,13 @@ def test_sweeps_are_curves_over_the_batch_size(tracked: Tracker, results: Result
     assert history[3].value == pytest.approx(sum(repeats) / len(repeats))
 
 
+def test_the_pipeline_run_links_to_the_pages_that_compare(tracked: Tracker) -> None:
+    run_id = tracked.runs("pipeline").iloc[0]["run_id"]
+    note = tracked._client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert "[workbench-points offline](#/compare-runs?runs=" in note
+    assert "[workbench-autoscalers](#/experiments/" in note
+
+
 def test_points_say_variant_load_and_cost(tracked: Tracker, results: Results) -> None:
     points = tracked.runs("point").set_index("name")
     one = points.loc["int8 batch 8"]
@@ -349,9 +356,7 @@ def test_the_pages_compare_variants_loads_and_costs(tracked: Tracker, ui: str) -
         for name in ("winner", "static-peak", "article-hpa"):
             page.get_by_role("link", name=name, exact=True).first.wait_for()
         page.get_by_text("gpu_hours", exact=True).first.wait_for()
-        parent = tracked.runs("pipeline").iloc[0]["run_id"]
-        page.goto(f"{ui}/#/experiments/{tracked.experiment_ids['workbench']}/runs/{parent}")
-        page.get_by_role("link", name="workbench-points offline").click()
+        page.goto(pages["workbench-points offline"])
         plot = page.locator(".js-plotly-plot").first
         for axis in ("variant", "batch"):  # chosen by the page itself
             plot.get_by_text(axis, exact=True).first.wait_for()
