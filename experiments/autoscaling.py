@@ -113,7 +113,7 @@ def main() -> None:
     figures = {
         "cost": fleet_figures.cost_of_candidates(tuning),
         "attainment": fleet_figures.cost_against_attainment(tuning),
-        "day": fleet_figures.replicas_over_day(tuning.winner_result),
+        "day": tuning.winner_result.plot_day(),
         "sensitivity": fleet_figures.sensitivity(tuning),
     }
     for name, figure in figures.items():

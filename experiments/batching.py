@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simulations import theme
 from workbench.measure.study import StudyResult, read_study
 from workbench.progress import print_table
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

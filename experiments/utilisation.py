@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from simulations import theme
 from workbench.measure.measurement import Measurement
 from workbench.measure.study import StudyResult, read_study
 from workbench.measure.telemetry import HOST
 from workbench.progress import print_table
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -22,6 +22,10 @@ class WorkbenchError(Exception):
         self.problem = problem
         self.remedy = remedy
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of the frames: the user can mend it, and they do not help."""
+        return [f"{type(self).__name__}: {self.problem.rstrip('.')}.", self.remedy]
+
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross processes whole."""
         return _again, (type(self), self.problem, self.remedy)

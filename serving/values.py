@@ -54,22 +54,48 @@ class Value(BaseModel):
             ) from error
 
     def _repr_html_(self) -> str:
+        """A row per field that was chosen; what is left at its default is counted below."""
+        whole = self.model_dump(mode="json")
+        chosen = self.model_dump(mode="json", exclude_defaults=True) or whole
         rows = "".join(
             f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'>{html.escape(_short(value))}</td></tr>"
-            for key, value in self.model_dump(mode="json").items()
+            f"<td style='text-align:left'>{html.escape(_short(value or whole[key]))}</td></tr>"
+            for key, value in chosen.items()
         )
-        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+        left = len(type(self).model_fields) - len(chosen)
+        note = f"<small>{left} more at their defaults</small>" if left else ""
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>{note}"
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 160 else text[:157] + "..."
+def _short(value: Any, longest: int = 160) -> str:
+    """Nested fields as `name value`, numbers to six digits."""
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(f"({_short(v)})" if isinstance(v, dict) else _short(v) for v in value)
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def doubted_html(doubts: Sequence[str]) -> str:
-    """Lines that say why what is shown cannot be trusted; empty where it can."""
-    return "".join(f"<br>cannot be trusted: {html.escape(doubt)}" for doubt in doubts)
+def shown_html(
+    said: str,
+    table: Any = None,
+    *,
+    doubts: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """How every result looks in a notebook: what it says, what speaks against it, and its table.
+
+    Args:    table: a pandas DataFrame, which this package does not load; None for none.
+    """
+    lines = [f"<b>{html.escape(said, quote=False)}</b>"]
+    lines += [f"cannot be trusted: {html.escape(doubt, quote=False)}" for doubt in doubts]
+    lines += [html.escape(note, quote=False) for note in notes]
+    shown = {"index": False, "border": 0, "na_rep": "–", "float_format": "{:.4g}".format}
+    return "<br>".join(lines) + ("" if table is None else str(table.to_html(**shown)))
 
 
 class Estimate(Value):

@@ -20,14 +20,18 @@ a step while the one before it computes, which hides some of it or all.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from serving.errors import InputError
-from serving.values import Estimate, Value
+from serving.values import Estimate, Value, shown_html
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -218,6 +222,42 @@ class LatencyModel(Value):
             return 0.0
         large = 0 < self.captured_tokens < prefill_tokens + decode_seqs
         return self.uncaptured_launch_s if large else self.prefill_launch_s
+
+    def _repr_html_(self) -> str:
+        """Which term costs what, and the errors on steps that were not fitted."""
+        terms = {
+            "host, each step": self.base_s,
+            "host, each sequence": self.per_seq_s,
+            "reading the weights": self.floor_s,
+            "arithmetic, each token": self.per_token_s,
+            "KV cache, each token in it": self.per_kv_token_s,
+            "host, each step with a prefill": self.prefill_step_s,
+            "launch of a prefill": self.prefill_launch_s,
+            "launch of a prefill that no CUDA graph holds": self.uncaptured_launch_s,
+            "cold start": self.cold_start.total_s,
+        }
+        rows = [(name, f"{1e6 * value_s:,.4g} us") for name, value_s in terms.items()]
+        rows[-1] = ("cold start", f"{self.cold_start.total_s:,.4g} s")
+        rows += [
+            (
+                f"held-out error, {name.replace('_', ' ')}",
+                f"{e.value:.1%} ({e.low:.1%} to {e.high:.1%})",
+            )
+            for name, e in self.heldout_error.items()
+        ]
+        how = "assumed" if self.assumed else f"fitted to {self.n_steps:,} steps"
+        return shown_html(
+            f"Latency model of {self.variant}, {how}",
+            pd.DataFrame(rows, columns=["term", "value"]),
+            doubts=self.doubts,
+            notes=[self.source],
+        )
+
+    def plot(self) -> go.Figure:
+        """Time of a decode step by batch size and context, within what was fitted."""
+        from simulations.figures import decode_step_time
+
+        return decode_step_time(self)
 
     def draw(self, i: int) -> Self:
         """The model with the coefficients of draw `i`, and no draws.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from pydantic import Field
 
-from serving.values import Estimate, Value, doubted_html
+from serving.values import Estimate, Value, shown_html
 from simulations.traffic import Workload
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Outcome = Literal["not started", "under way", "completed", "rolled back"]
 
@@ -28,6 +31,22 @@ class Prediction(Value):
     """Which share of each interval's square is the latency model's uncertainty: 0 to 1."""
     doubts: tuple[str, ...] = ()
     """Those of the latency model, and of its use beyond what it was fitted to."""
+
+    def table(self) -> pd.DataFrame:
+        """metric, value, low, high and the relative error that still counts as kept."""
+        return pd.DataFrame(
+            [
+                {
+                    "metric": name,
+                    **told.model_dump(include={"value", "low", "high"}),
+                    "tolerated": self.tolerance_p99 if "p99" in name else self.tolerance_p50,
+                }
+                for name, told in self.metrics.items()
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_html("What one replica will show", self.table(), doubts=self.doubts)
 
 
 class BlastRadius(Value):
@@ -104,6 +123,12 @@ class SimResult:
                 | ({"of which model": self.of_model[name]} if name in self.of_model else {})
                 for name, e in self.metrics.items()
             ]
-        ).to_html(index=False, float_format="{:.4g}".format)
+        )
         verdict = "keeps the SLO" if self.keeps_slo else "breaks the SLO"
-        return f"<b>{self.plan_name}</b> {verdict}{doubted_html(self.doubts)}{table}"
+        return shown_html(f"{self.plan_name} {verdict}", table, doubts=self.doubts)
+
+    def plot_day(self) -> go.Figure:
+        """Offered rate over the day, and below it the replicas that are wanted and that are ready."""
+        from simulations.figures import replicas_over_day
+
+        return replicas_over_day(self)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from serving.errors import InputError
 from serving.plan import Variant
-from serving.values import Estimate, Value, one_line
+from serving.values import Estimate, Value, one_line, shown_html
 from workbench.compress.recipe import Recipe, recipes_of
 from workbench.measure.study import Study, StudyResult, ratio_over_repeats, read_study
 
@@ -253,7 +253,9 @@ class Payoff:
         (folder / "payoff.md").write_text(self.words() + "\n")
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.words()}</p>" + self.table.to_html(index=False)
+        from workbench.tables import payoff_table
+
+        return shown_html(self.words(), payoff_table(self))
 
 
 def _weights_mib(variant: Variant, measured: Measurement) -> float:

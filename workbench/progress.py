@@ -138,6 +138,22 @@ class Stages:
         return Group(table)
 
 
+def bar() -> OnProgress:
+    """A bar that stages report to: `on_progress=bar()`, a widget in a notebook, a line elsewhere."""
+    from tqdm.auto import tqdm
+
+    shown = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed} {desc}")
+
+    def report(doing: str, share: float) -> None:
+        shown.set_description_str(doing, refresh=False)
+        shown.n = min(max(share, 0.0), 1.0)
+        shown.refresh()
+        if share >= 1.0:
+            shown.close()
+
+    return report
+
+
 def print_table(table: pd.DataFrame) -> None:
     """Print a data frame as a table that fits the terminal; into a file or pipe unfolded."""
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

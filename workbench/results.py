@@ -103,7 +103,7 @@ class Results:
                 points = self.measurements(stage)
                 for point in points + (self.shapes() if stage == "sweep" else []):
                     run.measurement(point, folder / point.name)
-                run.sweeps(points)
+                run.sweeps(points, self.settings.gpu_usd_per_hour)
             case "fit":
                 for model in self.latency_models().values():
                     run.fit(model)
@@ -111,7 +111,9 @@ class Results:
                 run.tune(self.tuning())
             case "export":
                 tuning = self.tuning()
-                run.export(folder / "bundle", tuning.winner, tuning.doubts)
+                run_id = run.export(folder / "bundle", tuning.winner, tuning.doubts)
+                latency = self.latency_models()[tuning.winner.variant.name]
+                run.register(run_id, tuning.winner, latency, tuning.prediction.workload)
             case "verify":
                 verification = self.verification()
                 if verification is not None:

@@ -7,17 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from serving.errors import BundleError, InputError, MeasurementError
-from serving.values import doubted_html
+from serving.values import shown_html
 from simulations.result import Prediction
 from workbench.agreement import compare
 from workbench.export import check
 from workbench.measure import Engine, Measurement, measure
 from workbench.measure.points import part
 from workbench.serve import on_disk, serve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 OnProgress = Callable[[str, float], None]
 _REPLAY = "replay"
@@ -71,8 +75,13 @@ class Verification:
 
     def _repr_html_(self) -> str:
         verdict = "holds" if self.holds else "does not hold"
-        table = self.rows.to_html(index=False)
-        return f"<b>The prediction {verdict}</b>{doubted_html(self.doubts)}{table}"
+        return shown_html(f"The prediction {verdict}", self.rows, doubts=self.doubts)
+
+    def plot(self) -> go.Figure:
+        """Measured over predicted for each metric, within what was tolerated."""
+        from workbench.report.fleet_figures import prediction_check
+
+        return prediction_check(self)
 
 
 def verify(

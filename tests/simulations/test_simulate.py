@@ -106,7 +106,7 @@ def test_the_result_is_whole_and_the_inputs_are_left_alone() -> None:
     shares = [share for _, share in said]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert found._repr_html_().startswith("<b>tested</b> keeps")
+    assert found._repr_html_().startswith("<b>tested keeps the SLO</b>")
 
 
 def test_an_overloaded_fleet_breaks_the_slo_and_says_so() -> None:

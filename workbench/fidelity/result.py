@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from serving.errors import InputError
-from serving.values import doubted_html
+from serving.values import shown_html
 from simulations.latency import LatencyModel
 from workbench.fidelity.loads import Loads
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _FILE = "fidelity.json"
 
@@ -126,7 +130,19 @@ class Fidelity:
         )
 
     def _repr_html_(self) -> str:
-        return f"<b>{self}</b>{doubted_html(self.doubts)}" + self.table().to_html(index=False)
+        return shown_html(str(self), self.table(), doubts=self.doubts)
+
+    def plot(self) -> go.Figure:
+        """Predicted against measured latencies; what lies on the line is predicted exactly."""
+        from workbench.report.fidelity_figures import predicted_against_measured
+
+        return predicted_against_measured(self)
+
+    def plot_errors(self) -> go.Figure:
+        """Relative error of each metric at each load, with its interval over repeats."""
+        from workbench.report.fidelity_figures import errors_by_load
+
+        return errors_by_load(self)
 
 
 _THROUGHPUT = "output_tokens_per_s"

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from math import inf, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,15 @@ from scipy import stats
 
 from serving.errors import InfeasibleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Slo, Variant
-from serving.values import doubted_html
+from serving.values import shown_html
 from simulations.traffic import Gamma, Poisson, Workload
 from workbench.measure.engine import Engine, OnProgress
 from workbench.measure.measurement import Measurement
 from workbench.measure.points import Point, StartEngine, enter, once, start_server
 from workbench.measure.validity import ABOUT_THE_SERVER, MIN_REQUESTS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _BLOCKS = 10
 _RUNS_PER_RATE = 6
@@ -80,7 +83,13 @@ class Capacity:
         return cls(**said, runs=runs, doubts=doubts)
 
     def _repr_html_(self) -> str:
-        return f"<b>{self}</b>{doubted_html(self.doubts)}" + self.runs.to_html(index=False)
+        return shown_html(str(self), self.runs, doubts=self.doubts)
+
+    def plot(self) -> go.Figure:
+        """Share of requests within the SLO by rate, and what is asked."""
+        from workbench.report.value_figures import attainment_by_rate
+
+        return attainment_by_rate(self)
 
 
 @dataclass

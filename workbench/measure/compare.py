@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,14 @@ from scipy import stats
 
 from serving.errors import InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
-from serving.values import doubted_html
+from serving.values import shown_html
 from simulations.traffic import ClosedLoop, Workload
 from workbench.measure.engine import Engine, OnProgress
 from workbench.measure.measurement import Measurement, Mode
 from workbench.measure.points import START, Point, StartEngine, enter, once, part
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 COMPARED = ("ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "output_tokens_per_s")
 _RESAMPLES = 4000
@@ -78,8 +81,13 @@ class Comparison:
         return cls(**said, rows=rows, doubts=doubts)
 
     def _repr_html_(self) -> str:
-        doubts = doubted_html(self.doubts)
-        return f"<b>{self.b} against {self.a}</b>{doubts}{self.rows.to_html(index=False)}"
+        return shown_html(f"{self.b} against {self.a}", self.rows, doubts=self.doubts)
+
+    def plot(self) -> go.Figure:
+        """The ratio of each metric with its interval."""
+        from workbench.report.value_figures import ratios
+
+        return ratios(self)
 
 
 def compare(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Slo, Variant
-from serving.values import one_line
+from serving.values import one_line, shown_html
 from simulations.traffic import ClosedLoop, Constant, Gamma, Poisson, Workload
 from workbench.measure.engine import ReplicaInfo
 from workbench.measure.environment import Environment
@@ -32,6 +32,9 @@ from workbench.measure.roofline import (
     utilisation,
 )
 from workbench.measure.telemetry import summarise
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["Environment", "Measurement", "Mode", "ReplicaInfo", "frame"]
 
@@ -291,8 +294,15 @@ class Measurement:
     def _repr_html_(self) -> str:
         verdict = "; ".join(self.invalid) or "valid"
         gpu = "" if self.environment.gpu_count else ", no GPU: no power, energy or memory sampled"
-        head = f"<b>{self.name}</b> ({verdict}{gpu})"
-        return head + frame([self]).dropna(axis=1).T.to_html(header=False)
+        known = frame([self]).drop(columns=["name", "valid"]).dropna(axis=1)
+        table = known.T.reset_index(names="metric").rename(columns={0: "value"})
+        return shown_html(f"{self.name} ({verdict}{gpu})", table)
+
+    def plot(self, slo: Slo | None = None) -> go.Figure:
+        """Share of the requests that were answered within a time; with the limits of an SLO."""
+        from workbench.report.value_figures import latency_shares
+
+        return latency_shares(self, slo)
 
 
 def frame(

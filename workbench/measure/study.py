@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import nan, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from scipy import stats
 
 from serving.errors import InputError
 from serving.plan import EngineArgs, Variant
-from serving.values import Estimate, Value, one_line
+from serving.values import Estimate, Value, one_line, shown_html
 from simulations.traffic import Fixed, Lengths, Poisson, SharedPrefix, Workload
 from workbench.measure.engine import OnProgress
 from workbench.measure.measurement import Measurement, Mode, frame
@@ -26,6 +26,9 @@ from workbench.measure.prompts import requests_for
 from workbench.measure.roofline import Ceilings
 from workbench.measure.spread import Group, Where, spread
 from workbench.measure.sweeps import batch_load
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Study(Value):
@@ -180,6 +183,18 @@ class StudyResult:
             values = [_value(m, name) for m in self.measurements]
             table.insert(6 + at, name, pd.Series(values, dtype=object))
         return table
+
+    def _repr_html_(self) -> str:
+        doubted = sum(bool(m.invalid) for m in self.measurements)
+        said = f"{len(self.measurements)} points, {doubted} of them not to be trusted"
+        failed = [f"failed: {one.name}, {one.cause}" for one in self.failures]
+        return shown_html(f"{self.study.question} {said}", self.frame(), notes=failed)
+
+    def plot(self) -> list[go.Figure]:
+        """Throughput and time per token by batch, latencies by rate: what was varied."""
+        from workbench.report.study_figures import study_figures
+
+        return study_figures(self)
 
     def gains(
         self, concurrency: int, over: int, metric: str = "output_tokens_per_s"

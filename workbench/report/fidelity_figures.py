@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workbench.report import theme
+from simulations import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

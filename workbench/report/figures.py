@@ -11,10 +11,10 @@ import pandas as pd
 
 from serving.errors import MeasurementError
 from serving.plan import Slo, Variant
+from simulations import theme
 from simulations.latency import LatencyModel
 from workbench.fit.steps import ATTENTION, DECODE, KV, PREFILL, SEQS, steps_of
 from workbench.measure.measurement import frame
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from serving.plan import Slo
-from simulations.result import Prediction, SimResult
-from workbench.report import theme
-from workbench.report.day_figures import day_canvas, thinned
+from simulations import theme
+from simulations.result import Prediction
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,26 +26,6 @@ METRIC_NAMES = {
     "e2e_p99_s": "E2E p99",
     "output_tokens_per_s": "output tokens/s",
 }
-
-
-def replicas_over_day(result: SimResult) -> go.Figure:
-    """Offered rate above, replicas that are ready and that the autoscaler wants below."""
-    table = thinned(result.timeline)
-    hours = table["t_s"] / 3600
-    figure = day_canvas("One simulated day of the winner", table)
-    for column, name, colour, dash in (
-        ("replicas_desired", "replicas wanted", theme.ORANGE, "dot"),
-        ("replicas_ready", "replicas ready", theme.BLUE, "solid"),
-    ):
-        figure.add_scatter(
-            x=hours,
-            y=table[column],
-            name=name,
-            yaxis="y2",
-            line={"color": colour, "dash": dash, "width": 2, "shape": "hv"},
-            hovertemplate="%{y:.0f}",
-        )
-    return figure
 
 
 def candidates(tuning: Tuning) -> pd.DataFrame:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from serving.plan import Variant
+from simulations import theme
 from workbench.compress.learning import learning_curves
 from workbench.compress.recipe import is_snapshot, lineage
-from workbench.report import theme
 from workbench.report.words import kept_of_parent
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.report.assumptions import assumptions
 from workbench.report.data import ReportData
 from workbench.report.headline import cards, headline, summary_table
 from workbench.report.sections import sections
@@ -50,6 +51,8 @@ def report(data: ReportData, out: Path) -> Path:
         sections=parts,
         figures={name: _script_json(figure.to_json()) for name, figure in drawn.items()},
         config=_script_json(json.dumps(_CONFIG)),
+        assumptions=list(assumptions(data)),
+        seeds=_seeds(data.settings),
         environments=_environments(data),
         refused=[m for m in data.measurements if m.invalid],
         settings=_flat(data.settings),
@@ -88,6 +91,11 @@ def _environments(data: ReportData) -> pd.DataFrame:
         if row not in rows:
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _seeds(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting that draws: what has to be the same for the same page."""
+    return {name: text for name, text in _flat(settings).items() if "seed" in name}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.report import theme
+from simulations import theme
 from workbench.report.lineage_figures import lineage_figure, recovery_by_tokens
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulations import theme
 from simulations.studies import NAMES, StudyAnswer
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

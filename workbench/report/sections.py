@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from simulations.figures import replicas_over_day
 from workbench.report import figures, fleet_figures
 from workbench.report.data import ReportData
 from workbench.report.words import kept_of_parent, ms, percent, seconds, share_change
@@ -197,7 +198,7 @@ def _day(data: ReportData) -> Section:
         "Simulated with the fitted latency model and the HorizontalPodAutoscaler's own algorithm,"
         " with scrape and adapter delays and measured start-up time; the first of"
         f" {len(result.per_seed)} seeds is drawn.",
-        (fleet_figures.replicas_over_day(result),),
+        (replicas_over_day(result),),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from workbench.report import theme
+from simulations import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

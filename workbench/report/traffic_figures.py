@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from simulations import theme
 from simulations.idle import IdleStudy
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,6 +12,7 @@ from workbench.track import records
 from workbench.track.record import Record
 
 if TYPE_CHECKING:
+    from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.track.store import Tracker
     from workbench.tune import Tuning
@@ -34,9 +35,15 @@ class PipelineRun:
         """One measurement, with what `Measurement.write` wrote to `folder`."""
         return self._log(records.of_measurement(measurement, folder))
 
-    def sweeps(self, measurements: Sequence[Measurement]) -> list[str]:
-        """One run per variant and mode, to compare: curves over batch size or rate."""
-        return [self._log(record) for record in records.of_sweeps(measurements)]
+    def sweeps(
+        self, measurements: Sequence[Measurement], usd_per_hour: float | None = None
+    ) -> list[str]:
+        """To compare: a run per variant and mode, curves over its loads; and one per variant and load.
+
+        Args:    usd_per_hour: of one GPU; without it the loads have no cost.
+        """
+        found = [*records.of_sweeps(measurements), *records.of_points(measurements, usd_per_hour)]
+        return [self._log(record) for record in found]
 
     def fit(self, model: LatencyModel) -> str:
         """Coefficients and held-out errors of a latency model."""
@@ -49,6 +56,15 @@ class PipelineRun:
     def export(self, bundle: Path, plan: Plan, doubts: Sequence[str] = ()) -> str:
         """The exported bundle; files above 64 MiB are listed, not copied."""
         return self._log(records.of_bundle(bundle, plan, doubts))
+
+    def register(self, run_id: str, plan: Plan, latency: LatencyModel, workload: Workload) -> str:
+        """The exported plan as a registered model that predicts latency and cost for a load.
+
+        Args:    run_id: of the export.
+                 workload: its lengths.
+        Returns: the version.
+        """
+        return self._tracker.register(run_id, plan, latency, workload)
 
     def verify(self, verification: Verification) -> str:
         """Predicted against measured."""

@@ -17,6 +17,8 @@ TRAIL = "workbench"
 """The experiment of pipeline runs and, under each, its stage results."""
 VARIANTS = "workbench-variants"
 """Flat runs to compare: one per variant and kind of load, curves over batch size or rate."""
+POINTS = "workbench-points"
+"""Flat runs for parallel coordinates: one per variant and load, its latency and its cost."""
 AUTOSCALERS = "workbench-autoscalers"
 """Flat runs to compare: the baselines and the winner."""
 LOADS = "workbench-loads"
@@ -25,7 +27,7 @@ COMPARISONS = "workbench-comparisons"
 """A parent per paired comparison, a child per run."""
 CAPACITY = "workbench-capacity"
 """A parent per search for the highest rate, a child per run."""
-FLAT = frozenset({VARIANTS, AUTOSCALERS, LOADS})
+FLAT = frozenset({VARIANTS, POINTS, AUTOSCALERS, LOADS})
 """Experiments whose runs have no parent in MLflow: its chart view hides nested runs."""
 
 Status = Literal["FINISHED", "FAILED"]

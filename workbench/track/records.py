@@ -17,12 +17,13 @@ import pandas as pd
 
 from serving.plan import Plan, Variant
 from serving.values import Estimate
+from simulations import theme
 from simulations.latency import Coefficients, LatencyModel
 from simulations.traffic import Fixed, LogNormal, Workload
-from workbench.report import theme
 from workbench.track.origin import on_which
 from workbench.track.record import (
     AUTOSCALERS,
+    POINTS,
     VARIANTS,
     Record,
     cut,
@@ -45,6 +46,9 @@ _COMPARED = (
     *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
 )
 """What is worth a chart where variants are compared."""
+
+_JUDGED = ("output_tokens_per_s", "ttft_p99_s", "tpot_p99_s", "usd_per_million_tokens")
+"""What a variant at a load is chosen by."""
 
 
 def of_pipeline(name: str, settings: Mapping[str, Any]) -> Record:
@@ -138,6 +142,32 @@ def of_sweeps(measurements: Sequence[Measurement]) -> Iterator[Record]:
                 for metric in _COMPARED
                 for step, value in zip(means.index.tolist(), means[metric], strict=True)
             ],
+        )
+
+
+def of_points(
+    measurements: Sequence[Measurement], usd_per_hour: float | None = None
+) -> Iterator[Record]:
+    """One record per variant and load, repeats averaged: which variant, at which load, at which cost.
+
+    Few parameters and metrics, so that a parallel-coordinates plot of all of them can be read.
+    """
+    points: dict[tuple[str, str, str, float], list[Measurement]] = {}
+    for measurement in measurements:
+        key = (measurement.variant.name, measurement.mode, *_load(measurement))
+        points.setdefault(key, []).append(measurement)
+    parent = next((m.variant.name for m in measurements if m.variant.parent is None), None)
+    looks = theme.looks([name for name, *_ in points], parent)
+    for (name, mode, load, level), repeats in points.items():
+        table = pd.DataFrame([m.summary(usd_per_hour=usd_per_hour) for m in repeats])
+        yield Record(
+            "point",
+            f"{name} {load} {level:g}",
+            params={"variant": name, "mode": mode, load: f"{level:g}"},
+            metrics={str(m): float(table[m].mean()) for m in _JUDGED if m in table},
+            tags={_COLOUR: looks[name].colour},
+            experiment=POINTS,
+            origin=on_which(repeats[0].environment),
         )
 
 

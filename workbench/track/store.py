@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -16,12 +18,14 @@ from workbench.track import records, studies
 from workbench.track.origin import here
 from workbench.track.pipeline_run import PipelineRun
 from workbench.track.reach import chosen_uri, connect, is_database
-from workbench.track.record import AUTOSCALERS, FLAT, TRAIL, VARIANTS, Record
+from workbench.track.record import AUTOSCALERS, FLAT, POINTS, TRAIL, VARIANTS, Record
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-    from serving.plan import Variant
+    from serving.plan import Plan, Variant
+    from simulations.latency import LatencyModel
+    from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.measure.study import StudyResult
 
@@ -33,6 +37,8 @@ _INTERNAL = ("mlflow.", _KEY, _PARENT)
 _LARGEST_ARTIFACT_BYTES = 64 * 2**20
 # MLflow takes at most 1,000 items in one request, of them 100 parameters.
 _BATCH = 500
+# A tag holds 8,000 characters, which some 60 runs to compare take.
+_LONGEST_LINK = 3_500
 _PARAMS = 100
 
 
@@ -83,6 +89,7 @@ class Tracker:
         values = settings.model_dump(mode="json") if isinstance(settings, Value) else settings
         with self._parent_run(records.of_pipeline(name, values or {})) as run_id:
             yield PipelineRun(self, run_id, anywhere=anywhere)
+            self._link(run_id)
 
     def study(self, result: StudyResult, folder: Path, figure: Path | None = None) -> str:
         """A study in an experiment of its own: a parent run, and below it a run per point.
@@ -125,6 +132,12 @@ class Tracker:
         found = Capacity.read(folder / "capacity.json")
         return self._group(studies.of_capacity(found, folder.name), folder)
 
+    def register(self, run_id: str, plan: Plan, latency: LatencyModel, workload: Workload) -> str:
+        """A plan as a registered model of a run; returns the version (see `registry`)."""
+        from workbench.track.registry import register
+
+        return register(self._client, run_id, plan, latency, workload)
+
     def _group(self, parent: Record, folder: Path) -> str:
         from workbench.measure import Measurement
 
@@ -159,13 +172,32 @@ class Tracker:
     def compare_urls(self, server: str = "http://127.0.0.1:5000") -> dict[str, str]:
         """Pages of `mlflow ui` that compare at a glance: {'workbench-variants': url, ...}.
 
+        'workbench-points offline' and '... server' are parallel coordinates of variant, load and cost.
+
         Left to itself, `mlflow ui` opens an experiment on its page of chat traces.
         """
         view = "runs?workflowType=machine_learning&compareRunsMode=CHART"
-        return {
+        pages = {
             name: f"{server}/#/experiments/{self.experiment_ids[name]}/{view}"
             for name in (VARIANTS, AUTOSCALERS)
         }
+        known = self._client.get_experiment_by_name(POINTS)
+        by_mode: dict[str, list[str]] = {}
+        for run in self._client.search_runs([known.experiment_id]) if known else []:
+            by_mode.setdefault(run.data.params["mode"], []).append(run.info.run_id)
+        for mode, runs in by_mode.items():
+            # This page draws parallel coordinates by itself, of parameters that all its runs have.
+            asked = {"runs": runs, "experiments": [known.experiment_id]}
+            query = "&".join(f"{key}={quote(json.dumps(ids))}" for key, ids in asked.items())
+            pages[f"{POINTS} {mode}"] = f"{server}/#/compare-runs?{query}"
+        return pages
+
+    def _link(self, run_id: str) -> None:
+        """Links to the pages that compare, on top of the run's own page."""
+        pages = self.compare_urls(server="")
+        links = [f"- [{name}]({url.removeprefix('/')})" for name, url in pages.items()]
+        fitting = [link for link in links if len(link) <= _LONGEST_LINK]
+        self._client.set_tag(run_id, "mlflow.note.content", "Compare:\n" + "\n".join(fitting))
 
     def log(self, record: Record, parent: str | None = None, *, anywhere: bool = False) -> str:
         """Log a record under a parent, once, and return its run id.

@@ -15,6 +15,7 @@ from workbench.track.record import (
     CAPACITY,
     COMPARISONS,
     LOADS,
+    POINTS,
     TRAIL,
     VARIANTS,
     Record,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from workbench.measure.points import Failure
     from workbench.measure.study import StudyResult
 
-_TAKEN = (VARIANTS, AUTOSCALERS, LOADS, COMPARISONS, CAPACITY)
+_TAKEN = (VARIANTS, POINTS, AUTOSCALERS, LOADS, COMPARISONS, CAPACITY)
 
 
 def experiment_of(study: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,12 @@ from pydantic import ValidationError
 
 from serving.errors import InputError
 from serving.plan import Plan
-from serving.values import Estimate, doubted_html, one_line
+from serving.values import Estimate, one_line, shown_html
 from simulations.result import Prediction, SimResult
 from workbench.tune.unseen import COLUMNS, generalisation, generalisation_in_words
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 SCHEMA_VERSION = 3
 _TABLES = ("trials", "baselines", "neighbours", "per_seed", "timeline", "alerts")
@@ -180,13 +182,20 @@ class Tuning:
         table = self.table()
         shown = table[[name for name in _SHOWN if name in table]]
         kept = int(self.trials["keeps_slo"].sum())
-        said = f"<b>{self.winner.name}</b> won of {len(self.trials)} trials, {kept} of which keep"
-        out = "".join(
-            f"<br>not searched: {html.escape(name)}, {html.escape(why)}"
-            for name, why in self.rejected.items()
-        )
-        out += f"<br>{self.generalisation_in_words()}" if self.seen else ""
-        out += "".join(f"<br>doubt: {html.escape(doubt)}" for doubt in self.own_doubts)
-        return f"{said} the SLO{doubted_html(self.doubts)}{out}" + shown.to_html(
-            index=False, float_format="{:.4g}".format
-        )
+        said = f"{self.winner.name} won of {len(self.trials)} trials, {kept} of which keep the SLO"
+        notes = [f"not searched: {name}, {why}" for name, why in self.rejected.items()]
+        notes += [self.generalisation_in_words()] if self.seen else []
+        notes += [f"doubt: {doubt}" for doubt in self.own_doubts]
+        return shown_html(said, shown, doubts=self.doubts, notes=notes)
+
+    def plot_front(self) -> go.Figure:
+        """Every trial by GPU hours and attainment, the Pareto front, the winner and the baselines."""
+        from workbench.report.fleet_figures import cost_against_attainment
+
+        return cost_against_attainment(self)
+
+    def plot_cost(self) -> go.Figure:
+        """GPU hours of the winner beside the baselines; hatched where the SLO breaks."""
+        from workbench.report.fleet_figures import cost_of_candidates
+
+        return cost_of_candidates(self)

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from serving.plan import Slo
+from simulations import figures as day_figures
+from simulations import theme
 from simulations.idle import IdleStudy
-from workbench.report import day_figures, figures, fleet_figures, theme, traffic_figures
+from workbench.report import figures, fleet_figures, traffic_figures
 from workbench.report.words import ms, percent, seconds, share_change
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import pytest
 from serving.errors import InputError
 from serving.values import Estimate
 from workbench.report import ReportData, report
+from workbench.report.assumptions import assumptions
 from workbench.report.headline import cards, headline, summary_table
 from workbench.report.sections import sections
 
@@ -107,7 +108,7 @@ def test_every_figure_has_a_place_and_data(data: ReportData, outline: Outline) -
 def test_every_section_of_the_pipeline_is_there(outline: Outline) -> None:
     found = [a["id"] for t, a in outline.elements if t == "section"]
     expected = ["summary", "payoff", "batches", "load", "fit", "day", "cost", "verify"]
-    assert found == [*expected, "provenance"]
+    assert found == [*expected, "assumptions", "provenance"]
 
 
 def test_what_the_user_wrote_is_escaped_and_shown(page: Path) -> None:
@@ -175,7 +176,7 @@ def test_half_a_pipeline_gives_half_a_page(results: Results, tmp_path: Path) -> 
     page = report(data, tmp_path / "new" / "page.html")
     outline = Outline(page.read_text())
     found = [a["id"] for t, a in outline.elements if t == "section"]
-    assert found == ["summary", "batches", "provenance"]
+    assert found == ["summary", "batches", "assumptions", "provenance"]
     assert "nothing has been tuned yet" in headline(data)
     only = ReportData(title="Variants", variants=results.variants, measurements=())
     assert len(summary_table(only)) == len(results.variants)
@@ -211,6 +212,22 @@ def test_what_was_forced_is_said_under_the_headline(data: ReportData, tmp_path: 
     )
 
 
+def test_the_page_says_what_it_takes_for_granted(data: ReportData, page: Path) -> None:
+    said = dict(assumptions(data))
+    assert said["the promise"] == "TTFT p99 within 500 ms; at most 2 % of quality lost"
+    assert said["the traffic"].startswith("prompts of 64 and answers of 64 tokens")
+    assert "2.5 USD per GPU hour" in said["the price"]
+    assert said["int8: a new replica"] == "ready after 42 s (measured: 3 starts)"
+    assert "AMD EPYC, 2 threads" in said["the hardware"]
+    text = page.read_text()
+    for what in said:
+        assert f"<dt>{what}</dt>" in text
+    assert "Seeds: seed 17." in text
+    untuned = dict(assumptions(replace(data, tuning=None, latency_models=())))
+    assert "the price" not in untuned
+    assert "the promise" not in untuned
+
+
 def test_measurements_of_unknown_variants_are_refused(results: Results) -> None:
     with pytest.raises(InputError, match="w4a16"):
         ReportData(title="", variants=results.variants[:1], measurements=results.measurements)
@@ -240,3 +257,36 @@ def test_a_browser_draws_every_figure_without_complaint(page: Path, tmp_path: Pa
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
     assert done.stdout.count('class="main-svg"') >= 2 * len(figures_in(Outline(page.read_text())))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_fits_its_screen_and_can_be_read(page: Path, width: int, scheme: str) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        shown.goto(page.as_uri())
+        shown.locator(".plot .main-svg").last.wait_for(state="attached", timeout=60_000)
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        contrast = {name: shown.evaluate(CONTRAST, name) for name in ("h1", ".how", ".good", "a")}
+        assert min(contrast.values()) >= 4.5, contrast  # WCAG 2.2, AA
+        shown.emulate_media(media="print")
+        assert shown.locator("nav").is_hidden()
+        browser.close()
+
+
+CONTRAST = """(selector) => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let below = document.querySelector(selector);
+  const ink = light(getComputedStyle(below).color);
+  while (getComputedStyle(below).backgroundColor === "rgba(0, 0, 0, 0)") below = below.parentElement;
+  const paper = light(getComputedStyle(below).backgroundColor);
+  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+}"""

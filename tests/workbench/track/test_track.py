@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +31,17 @@ def log_all(run: PipelineRun, results: Results, bundle: Path) -> None:
         run.variant(variant)
     for measurement in results.measurements[:20]:
         run.measurement(measurement, bundle)
-    run.sweeps(results.measurements)
+    run.sweeps(results.measurements, usd_per_hour=2.5)
     for model in results.latency_models:
         run.fit(model)
     run.tune(results.tuning)
-    run.export(bundle, results.tuning.winner)
+    exported = run.export(bundle, results.tuning.winner)
+    run.register(
+        exported,
+        results.tuning.winner,
+        results.latency_models[0],
+        results.tuning.prediction.workload,
+    )
     run.verify(results.verification)
     run.metrics({"gpu_hours": 61.0})
     run.artifact(bundle / "plan.json")
@@ -74,20 +82,26 @@ def test_every_stage_is_a_child_of_the_pipeline_run(tracked: Tracker) -> None:
     assert parent.iloc[0]["trials"] == str(Settings().trials)
     children = runs[runs["stage"] != "pipeline"]
     assert set(children["parent_run_id"]) == set(parent["run_id"])
-    expected = {"compress", "measure", "sweep", "fit", "candidate", "tune", "export", "verify"}
+    expected = {"compress", "measure", "sweep", "point", "fit", "candidate", "tune"}
+    expected |= {"export", "verify"}
     assert set(children["stage"]) == expected
 
 
 def test_what_is_to_be_compared_lies_flat(tracked: Tracker) -> None:
     tracker = tracked
-    for experiment, stage in (("variants", "sweep"), ("autoscalers", "candidate")):
+    flat = (("variants", "sweep"), ("points", "point"), ("autoscalers", "candidate"))
+    for experiment, stage in flat:
         found = tracker._client.search_runs([tracker.experiment_ids[f"workbench-{experiment}"]])
         assert {run.data.tags["stage"] for run in found} == {stage}
         assert not any("mlflow.parentRunId" in run.data.tags for run in found)
         assert not any("interval" in name for run in found for name in run.data.metrics)
-        assert f"/experiments/{tracker.experiment_ids[f'workbench-{experiment}']}/" in str(
-            tracker.compare_urls()[f"workbench-{experiment}"]
-        )
+        pages = tracker.compare_urls()
+        if experiment == "points":
+            for run in found:
+                assert run.info.run_id in pages[f"workbench-points {run.data.params['mode']}"]
+        else:
+            page = pages[f"workbench-{experiment}"]
+            assert f"/experiments/{tracker.experiment_ids[f'workbench-{experiment}']}/" in page
     trail = tracker._client.search_runs([tracker.experiment_ids["workbench"]])
     assert sum("mlflow.parentRunId" not in run.data.tags for run in trail) == 1
 
@@ -124,6 +138,44 @@ def test_sweeps_are_curves_over_the_batch_size(tracked: Tracker, results: Result
         if m.variant.name == "int8" and m.batch == 8
     ]
     assert history[3].value == pytest.approx(sum(repeats) / len(repeats))
+
+
+def test_the_pipeline_run_links_to_the_pages_that_compare(tracked: Tracker) -> None:
+    run_id = tracked.runs("pipeline").iloc[0]["run_id"]
+    note = tracked._client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert "[workbench-points offline](#/compare-runs?runs=" in note
+    assert "[workbench-autoscalers](#/experiments/" in note
+
+
+def test_points_say_variant_load_and_cost(tracked: Tracker, results: Results) -> None:
+    points = tracked.runs("point").set_index("name")
+    one = points.loc["int8 batch 8"]
+    own = [m for m in results.measurements if m.variant.name == "int8" and m.batch == 8]
+    costs = [m.summary(usd_per_hour=2.5)["usd_per_million_tokens"] for m in own]
+    assert one["usd_per_million_tokens"] == pytest.approx(sum(costs) / len(costs))
+    assert (one["variant"], one["batch"]) == ("int8", "8")
+    served = points[points["rate_rps"].notna()]
+    assert len(served) > 0
+    assert served["batch"].isna().all()
+
+
+def test_the_exported_plan_is_a_model_that_predicts(tracked: Tracker, results: Results) -> None:
+    import mlflow
+    import pandas as pd
+
+    export = tracked.runs("export").iloc[0]
+    versions = tracked._client.search_model_versions("name = 'workbench-plan'")
+    assert [(str(v.version), v.run_id) for v in versions] == [("1", export["run_id"])]
+    folder = tracked._client.download_artifacts(export["run_id"], "model")
+    model = mlflow.pyfunc.load_model(folder)
+    assert model.metadata.signature.inputs.input_names() == ["rate_rps"]
+    found = model.predict(pd.DataFrame({"rate_rps": [2.0, 40.0]}))
+    assert list(found) == model.metadata.signature.outputs.input_names()
+    plan = results.tuning.winner
+    assert found["replicas"].between(plan.hpa.min_replicas, plan.hpa.max_replicas).all()
+    assert (found["usd_per_hour"] == found["replicas"] * plan.gpu_usd_per_hour).all()
+    assert found["replicas"].is_monotonic_increasing
+    assert found["usd_per_million_output_tokens"].is_monotonic_decreasing
 
 
 def test_artifacts_hold_the_files(tracked: Tracker, tmp_path: Path) -> None:
@@ -252,8 +304,9 @@ def answer(url: str, process: subprocess.Popen[bytes], within_s: float = 300) ->
     raise AssertionError(f"{url} did not answer within {within_s} s")
 
 
-@pytest.mark.slow
-def test_the_real_ui_serves_what_was_tracked(tracked: Tracker, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ui(tracked: Tracker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real `mlflow ui` on the store that holds a whole pipeline."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -262,7 +315,7 @@ def test_the_real_ui_serves_what_was_tracked(tracked: Tracker, tmp_path: Path) -
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *command, *options],
-        cwd=tmp_path,
+        cwd=tmp_path_factory.mktemp("ui"),
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -270,13 +323,48 @@ def test_the_real_ui_serves_what_was_tracked(tracked: Tracker, tmp_path: Path) -
     try:
         here = f"http://127.0.0.1:{port}"
         assert "<title>MLflow</title>" in answer(here, process)
-        request = urllib.request.Request(
-            f"{here}/api/2.0/mlflow/runs/search",
-            data=json.dumps({"experiment_ids": list(tracked.experiment_ids.values())}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        runs = json.load(urllib.request.urlopen(request, timeout=30))["runs"]
-        assert len(runs) == len(tracked.runs())
+        yield here
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_the_real_ui_serves_what_was_tracked(tracked: Tracker, ui: str) -> None:
+    request = urllib.request.Request(
+        f"{ui}/api/2.0/mlflow/runs/search",
+        data=json.dumps({"experiment_ids": list(tracked.experiment_ids.values())}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    runs = json.load(urllib.request.urlopen(request, timeout=30))["runs"]
+    assert len(runs) == len(tracked.runs())
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_pages_compare_variants_loads_and_costs(tracked: Tracker, ui: str) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    pages = tracked.compare_urls(ui)
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1300})
+        page.set_default_timeout(120_000)
+        page.goto(pages["workbench-autoscalers"])
+        for name in ("winner", "static-peak", "article-hpa"):
+            page.get_by_role("link", name=name, exact=True).first.wait_for()
+        page.get_by_text("gpu_hours", exact=True).first.wait_for()
+        page.goto(pages["workbench-points offline"])
+        plot = page.locator(".js-plotly-plot").first
+        for axis in ("variant", "batch"):  # chosen by the page itself
+            plot.get_by_text(axis, exact=True).first.wait_for()
+        page.get_by_role("combobox").last.click(force=True)
+        page.keyboard.type("usd_per_million")
+        page.keyboard.press("Enter")
+        plot.get_by_text("usd_per_million_tokens", exact=True).first.wait_for()
+        page.goto(f"{ui}/#/models/workbench-plan/versions/1")
+        page.get_by_text("Inputs (1)").wait_for()
+        page.get_by_text("Outputs (10)").wait_for()
+        browser.close()

@@ -1,4 +1,4 @@
-"""Figures of a simulated day: what is asked above, which replicas stand ready below."""
+"""Figures of what is simulated: a day of a fleet, and how long a step takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from simulations.result import SimResult
-from workbench.report import theme
+from simulations import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from simulations.latency import LatencyModel
+    from simulations.result import SimResult
 
 _MOST_MOMENTS = 1_440
 
@@ -77,4 +79,48 @@ def day_canvas(title: str, table: pd.DataFrame) -> go.Figure:
         line={"color": theme.SKY, "width": 1.2},
         hovertemplate="%{y:.1f} requests/s",
     )
+    return figure
+
+
+def replicas_over_day(result: SimResult) -> go.Figure:
+    """Offered rate above, replicas that are ready and that the autoscaler wants below."""
+    table = thinned(result.timeline)
+    hours = table["t_s"] / 3600
+    figure = day_canvas(f"One simulated day of {result.plan_name}", table)
+    for column, name, colour, dash in (
+        ("replicas_desired", "replicas wanted", theme.ORANGE, "dot"),
+        ("replicas_ready", "replicas ready", theme.BLUE, "solid"),
+    ):
+        figure.add_scatter(
+            x=hours,
+            y=table[column],
+            name=name,
+            yaxis="y2",
+            line={"color": colour, "dash": dash, "width": 2, "shape": "hv"},
+            hovertemplate="%{y:.0f}",
+        )
+    return figure
+
+
+def decode_step_time(
+    model: LatencyModel, contexts_tokens: Sequence[int] = (128, 1024, 8192)
+) -> go.Figure:
+    """Time of a step that only decodes by batch size, a line per context, within what was fitted."""
+    limits = model.fitted_range
+    figure = theme.canvas(
+        f"{model.variant}: what a decode step takes",
+        theme.axis("decoding sequences in the step"),
+        theme.axis("step time (ms)", rangemode="tozero"),
+    )
+    seqs = np.unique(np.linspace(1, limits.decode_seqs, 128).round())
+    for tokens, colour in zip(contexts_tokens, (theme.SKY, theme.BLUE, theme.ORANGE), strict=False):
+        inside = seqs[seqs * tokens <= limits.kv_tokens]
+        figure.add_scatter(
+            x=inside,
+            y=1e3 * model.step_time_s(0, inside, inside * tokens),
+            name=f"{tokens:,} tokens each",
+            mode="lines",
+            line={"color": colour, "width": 2},
+            hovertemplate="%{x:.0f} sequences: %{y:.2f} ms",
+        )
     return figure
