@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from serving.errors import WorkbenchError
 from serving.plan import Plan, Slo
+from simulations.early import Stop
 from simulations.engine import estimate
 from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
@@ -32,6 +34,8 @@ class Simulate(Protocol):
         *,
         seeds: Sequence[int],
         cluster: Cluster | None,
+        stop: Stop | None = None,
+        watched: bool = True,
     ) -> SimResult: ...
 
 
@@ -49,6 +53,8 @@ class Job:
     """GPU hours by seed of the cheapest trial so far that keeps the SLO; () races against none."""
     race: bool = True
     """Whether a trial that is clearly bad ends before its last seed."""
+    early: bool = False
+    """Whether one that races ends within a day in which that is certain already."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Score:
         metrics: {name: mean over the seeds that were run}.
         over: {limit: worst seed / limit - 1}; above 0 the limit is broken.
         hours: GPU hours of each seed that was run.
-        stopped: why seeds were left out; empty where none were.
+        stopped: why seeds were left out, or the rest of one; empty where nothing was. Of a day that was
+            not run to its end the metrics are until then, and the GPU hours what it costs at least.
         error: why there is no result; empty where there is.
     """
 
@@ -89,9 +96,18 @@ def score(job: Job) -> Score:
             if stopped:
                 break
             result = job.simulate(
-                job.plan, job.workload, job.latency, seeds=(seed,), cluster=job.cluster
+                job.plan,
+                job.workload,
+                job.latency,
+                seeds=(seed,),
+                cluster=job.cluster,
+                stop=_stop(job, first=not rows),
+                watched=False,
             )
             rows.append({name: found.value for name, found in result.metrics.items()})
+            stopped = result.stopped
+            if stopped:
+                break
     except WorkbenchError as error:
         return failed(str(error))
     except Exception as error:
@@ -100,6 +116,14 @@ def score(job: Job) -> Score:
     means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
     hours = tuple(row["gpu_hours"] for row in rows)
     return Score(means, over_limits(rows, job.plan.slo), hours, stopped)
+
+
+def _stop(job: Job, *, first: bool) -> Stop | None:
+    """The same verdicts as after the day, as soon as they are certain."""
+    if not (job.race and job.early):
+        return None
+    dear = DEARER * job.incumbent[0] if first and job.incumbent else inf
+    return Stop(times_over=CLEARLY, gpu_hours=dear)
 
 
 def failed(why: str) -> Score:
