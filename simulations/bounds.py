@@ -61,6 +61,18 @@ def capacity_rps(
     return low
 
 
+def running_at(
+    rate_rps: float, workload: Workload, latency: LatencyModel, engine: EngineArgs
+) -> float:
+    """Sequences that one replica runs on average under evenly spaced requests, by Little's law."""
+    n = _PROBE_REQUESTS
+    spaced = workload.at(
+        arrivals=Constant(rate_rps=rate_rps), duration_s=n / rate_rps, warmup_s=0, spikes=()
+    ).schedule()
+    found = simulate_replica(spaced, latency, engine, noise=False).iloc[n // 4 :]
+    return rate_rps * float(found["e2e_s"].mean())
+
+
 def saturation_rps(workload: Workload, latency: LatencyModel, engine: EngineArgs) -> float:
     """Requests a second that one replica answers while it always has more waiting than it can run.
 

@@ -213,7 +213,11 @@ def tune(
 def _start(admitted: Admitted, ground: Ground) -> list[Point]:
     """The rules of practice, on the fastest variant."""
     seqs = admitted.seqs[admitted.fastest][0]
-    return list(first_points(ground.space, admitted.fastest, seqs, admitted.peak_replicas))
+    return list(
+        first_points(
+            ground.space, admitted.fastest, seqs, admitted.peak_replicas, running=admitted.running
+        )
+    )
 
 
 def _check(
