@@ -68,6 +68,7 @@ class Score:
         stopped: why seeds were left out, or the rest of one; empty where nothing was. Of a day that was
             not run to its end the metrics are until then, and the GPU hours what it costs at least.
         error: why there is no result; empty where there is.
+        partial: whether a day was not run to its end.
     """
 
     metrics: Mapping[str, float]
@@ -75,6 +76,7 @@ class Score:
     hours: tuple[float, ...]
     stopped: str = ""
     error: str = ""
+    partial: bool = False
 
     @property
     def keeps_slo(self) -> bool:
@@ -90,6 +92,7 @@ def score(job: Job) -> Score:
     """
     rows: list[dict[str, Any]] = []
     stopped = ""
+    partial = False
     try:
         for seed in job.seeds:
             stopped = _settled(rows, job)
@@ -105,8 +108,8 @@ def score(job: Job) -> Score:
                 watched=False,
             )
             rows.append({name: found.value for name, found in result.metrics.items()})
-            stopped = result.stopped
-            if stopped:
+            stopped, partial = result.stopped, bool(result.stopped)
+            if partial:
                 break
     except WorkbenchError as error:
         return failed(str(error))
@@ -115,7 +118,7 @@ def score(job: Job) -> Score:
     names = [name for name in rows[0] if all(name in row for row in rows)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
     hours = tuple(row["gpu_hours"] for row in rows)
-    return Score(means, over_limits(rows, job.plan.slo), hours, stopped)
+    return Score(means, over_limits(rows, job.plan.slo), hours, stopped, partial=partial)
 
 
 def _stop(job: Job, *, first: bool) -> Stop | None:

@@ -157,6 +157,7 @@ def tune(
                 ground,
                 choice_seeds,
                 lambda plan, over: twin.scores([plan], over)[0],
+                lambda point: twin.scores([ground.plan_of(point)], seeds[:1])[0][0],
                 lambda doing: say(doing, _SEARCHED),
                 must_keep=must_keep,
             )
