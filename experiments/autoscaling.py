@@ -1,9 +1,11 @@
 """The cheapest autoscaler of a day, beside what people use and what nobody can beat.
 
     python -m experiments.autoscaling [FILE] [--out FOLDER] [--quick] [--ray ADDRESS]
+    python -m experiments.autoscaling [FILE] --read FOLDER [--bundle FOLDER]
 
 FILE is experiments/autoscaling.yaml unless given. Leaves the search's tables and figures in FOLDER; a
-search that was killed goes on.
+search that was killed goes on. With --read it answers from what a search has left, and searches nothing;
+--bundle then exports its winner.
 """
 
 from __future__ import annotations
@@ -12,21 +14,29 @@ import argparse
 import json
 import os
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from pydantic import Field
 
 from serving.plan import EngineArgs, Slo, Variant
 from serving.values import Value
+from simulations.bounds import capacity_rps
 from simulations.latency import LatencyModel
 from simulations.traffic import Workload
+from workbench.bundle_evidence import Evidence
+from workbench.export import export
+from workbench.measure import Measurement
 from workbench.progress import print_table
 from workbench.report import fleet_figures
 from workbench.tune import Candidate, SearchSpace, Tuning, tune
 
 HERE = Path(__file__).parent
+_WINDOW_S = 600.0
 
 
 class Declared(Value):
@@ -36,6 +46,8 @@ class Declared(Value):
     latency: Path
     """A latency model, or a result of `workbench fidelity` that holds one; beside this file."""
     model: str
+    revision: str
+    """Which commit of the model is shipped; what was measured has its shape."""
     engine: EngineArgs
     slo: Slo
     workload: Workload
@@ -84,6 +96,36 @@ def answer(declared: Declared, tuning: Tuning) -> str:
     return "\n".join([*said, *(f"Doubt: {doubt}." for doubt in tuning.own_doubts)])
 
 
+def steps_to_the_bound(declared: Declared, tuning: Tuning) -> pd.DataFrame:
+    """From what nobody can beat to the winner: what each step adds, in GPU hours a day.
+
+    Requests spread evenly over as many replicas as they need, as the busiest minute is sized; whole
+    replicas that follow the traffic every ten minutes, knowing it; and the winner, who starts replicas
+    ahead, keeps some in reserve and lets them go late. The first step is what the bound does not see.
+    """
+    candidate, engine = declared.candidate(), tuning.winner.engine
+    capacity = capacity_rps(declared.workload, candidate.latency, engine, declared.slo)
+    gpus = tuning.winner.gpus_per_replica
+    spread, whole = [], []
+    for seed in declared.unseen_seeds:
+        load = declared.workload.at(seed=declared.workload.seed + seed)
+        arrived_at_s = load.schedule().arrived_at_s
+        windows = np.bincount((arrived_at_s // _WINDOW_S).astype(np.int64))
+        needed = windows / _WINDOW_S / capacity
+        hours = 24 * _WINDOW_S / load.duration_s * gpus
+        spread.append(hours * float(needed.sum()))
+        whole.append(hours * float(np.maximum(1, np.ceil(needed)).sum()))
+    table = tuning.table().set_index("name")["gpu_hours"]
+    rows = {
+        "clairvoyant bound": table["clairvoyant bound"],
+        "evenly spread requests": float(np.mean(spread)),
+        "whole replicas, every ten minutes": float(np.mean(whole)),
+        "winner": table[tuning.winner.name],
+    }
+    found = pd.DataFrame({"gpu_hours": rows})
+    return found.assign(added=found["gpu_hours"].diff()).reset_index(names="what")
+
+
 def main() -> None:
     """Search or go on, write the tables and the figures, and print the answer."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,8 +133,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/autoscaling"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--ray", help="address of a Ray cluster that runs the trials")
+    parser.add_argument(
+        "--read", type=Path, help="folder of a search that is over: its answer alone"
+    )
+    parser.add_argument("--bundle", type=Path, help="with --read: export the winner there")
     asked = parser.parse_args()
     declared = Declared.load(asked.file, quick=asked.quick)
+    if asked.read is not None:
+        tuning = Tuning.read(asked.read)
+        say(declared, tuning)
+        if asked.bundle is not None:
+            bundle(declared, tuning, asked.bundle)
+        return
     tuning = tune(
         [declared.candidate()],
         declared.workload,
@@ -118,7 +170,27 @@ def main() -> None:
     }
     for name, figure in figures.items():
         figure.write_html(asked.out / f"{name}.html", config={"displayModeBar": False})
+    say(declared, tuning)
+
+
+def bundle(declared: Declared, tuning: Tuning, folder: Path) -> Path:
+    """Export the winner with the measurements that its latency model was fitted to."""
+    loops = sorted((HERE / declared.latency).parent.glob("calibration/**/measurement.json"))
+    measured = [Measurement.read(path.parent) for path in loops]
+    variant = tuning.winner.variant.model_copy(update={"revision": declared.revision})
+    shipped = replace(tuning, winner=tuning.winner.model_copy(update={"variant": variant}))
+    evidence = Evidence.of(
+        measurements=[one for one in measured if not one.invalid],
+        latency=declared.candidate().latency,
+        tuning=shipped,
+    )
+    return export(shipped.winner, folder, evidence=evidence)
+
+
+def say(declared: Declared, tuning: Tuning) -> None:
+    """Print the tables and the answer."""
     print_table(tuning.table())
+    print_table(steps_to_the_bound(declared, tuning))
     print(answer(declared, tuning))
 
 

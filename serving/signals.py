@@ -18,6 +18,7 @@ Requests that wait at the gateway are in no metric of vLLM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from serving import promql
 from serving.hpa.names import (
@@ -56,7 +57,7 @@ class Signal:
     per_pod: Expression
     total: Expression
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The metric by which the adapter discovers it."""
         return promql.metrics(self.per_pod)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -61,6 +61,18 @@ def capacity_rps(
     return low
 
 
+def running_at(
+    rate_rps: float, workload: Workload, latency: LatencyModel, engine: EngineArgs
+) -> float:
+    """Sequences that one replica runs on average under evenly spaced requests, by Little's law."""
+    n = _PROBE_REQUESTS
+    spaced = workload.at(
+        arrivals=Constant(rate_rps=rate_rps), duration_s=n / rate_rps, warmup_s=0, spikes=()
+    ).schedule()
+    found = simulate_replica(spaced, latency, engine, noise=False).iloc[n // 4 :]
+    return rate_rps * float(found["e2e_s"].mean())
+
+
 def saturation_rps(workload: Workload, latency: LatencyModel, engine: EngineArgs) -> float:
     """Requests a second that one replica answers while it always has more waiting than it can run.
 
@@ -84,9 +96,14 @@ def static_peak(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     cluster: Cluster | None = None,
+    keeps: Callable[[Plan], bool] | None = None,
 ) -> int:
-    """The smallest static fleet that keeps the SLO under the workload, by bisection.
+    """The smallest static fleet that keeps the SLO under the workload.
 
+    Searched from the size that the busiest minute needs, in steps that double until one size keeps the
+    SLO and a smaller one does not, and by bisection between them: that size is mostly near.
+
+    Args:    keeps: whether a plan keeps the SLO; None simulates it with the seeds.
     Raises:  InfeasibleError: four times the peak's need does not keep it either.
     """
     capacity = capacity_rps(workload, latency, plan.engine, plan.slo)
@@ -95,20 +112,30 @@ def static_peak(
     window_s = min(_WINDOW_S, workload.duration_s)
     guess = max(1, int(np.ceil(counts.max() / window_s / capacity)))
 
-    def keeps(replicas: int) -> bool:
-        static = {"replicas": replicas, "hpa": None, "warm_spares": 0}
-        fleet = Plan.model_validate(plan.model_dump() | static)
-        return simulate(fleet, workload, latency, seeds=seeds, cluster=cluster).keeps_slo
+    def simulated(fleet: Plan) -> bool:
+        found = simulate(fleet, workload, latency, seeds=seeds, cluster=cluster, watched=False)
+        return found.keeps_slo
 
-    low, high = 0, guess
-    while not keeps(high):
-        low, high = high, high + max(1, high // 4)
-        if high > 4 * guess + 4:
-            raise InfeasibleError(
-                f"{low} replicas do not keep the SLO {plan.slo.limits()} of plan {plan.name!r}",
-                remedy="Loosen the SLO, lower max_num_seqs or use a faster variant.",
-            )
+    def enough(replicas: int) -> bool:
+        static = {"replicas": replicas, "hpa": None, "warm_spares": 0}
+        return (keeps or simulated)(Plan.model_validate(plan.model_dump() | static))
+
+    low, high, step = 0, guess, 1
+    if enough(guess):
+        while (tried := max(0, high - step)) > 0 and enough(tried):
+            high, step = tried, 2 * step
+        low = tried
+    else:
+        low, high = guess, guess + 1
+        while not enough(high):
+            step *= 2
+            low, high = high, high + step
+            if high > 4 * guess + 4:
+                raise InfeasibleError(
+                    f"{low} replicas do not keep the SLO {plan.slo.limits()} of plan {plan.name!r}",
+                    remedy="Loosen the SLO, lower max_num_seqs or use a faster variant.",
+                )
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if keeps(middle) else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -7,11 +7,23 @@ Of the knee, max(floor, arithmetic), the bound takes whichever of both gives mor
 over its steps (a prompt in as few chunks as fit, then one token a step) that is the least time that
 a request takes of some replica, chunked and batched at its best. Gaps between steps cost nothing.
 
+*TPOT.* A limit of L on TPOT makes batches smaller, and work dearer. A step lasts T >= A + x, where A is
+what it costs anyhow (base, and floor or not) and x the sum of what each of its sequences brings to it,
+w. Share A out by w: the step is w (1 + A / x) of each. Over the n decode steps of a request that keeps
+the limit the T sum up to at most n L, hence the x to at most X = n (L - A) (and a little: first and last
+token may be sent after steps of different size). By Cauchy and Schwarz its work is then
+
+    sum w + A sum w / x  >=  sum w + A (sum sqrt w)^2 / X
+
+which is taken where it gives a higher bound than the above. Of the requests that need not keep TTFT or
+E2E others may be those that need not keep TPOT: as many again may be dropped.
+
 *Windows.* A request that must keep the SLO is worked on between its arrival and its due time. With
 an E2E limit that is the limit. With a TTFT limit, decoding goes on in every step after the first
-token, so that it ends at most as many of the longest steps later. Later turns of conversations,
-requests of the warm-up and those due after the end of the traffic need not be served at all, and of
-the others so many may be dropped as the percentile, errors and time-outs allow: whichever are worst.
+token, so that it ends at most as many of the longest steps later, or n L later with a limit on TPOT.
+Later turns of conversations, requests of the warm-up and those due after the end of the traffic need
+not be served at all, and of the others so many may be dropped as the percentile, errors and time-outs
+allow: whichever are worst.
 
 *Bound.* A fleet of R(t) replicas works at a rate of at most R(t). At least `least` are always there.
 Were all work fluid, `least` replicas could do at most F of it within the windows: what is available
@@ -60,24 +72,26 @@ def clairvoyant_bound(
              result_cache: whether answers may come from the gateway.
     """
     schedule = workload.at(seed=workload.seed + seed).schedule()
-    work_s = least_work_s(schedule, latency, engine, result_cache=result_cache)
     counted = schedule.arrived_at_s >= workload.warmup_s
     allowed = _LATE + slo.max_error_share
     if schedule.patience_s is not None or schedule.clients is not None:
         allowed += slo.max_timeout_share
-    # Percentiles are interpolated between two requests.
-    dropped = math.ceil(allowed * int(counted.sum())) + 1
     found_s = least * workload.duration_s
-    for due_s in _due_s(schedule, latency, engine, slo):
-        bound_s = fewest_replica_s(
-            schedule.arrived_at_s,
-            due_s,
-            np.where(counted, work_s, 0.0),
-            until_s=workload.duration_s,
-            least=least,
-            dropped=dropped,
-        )
-        found_s = max(found_s, bound_s)
+    for tpot_s in {None, slo.tpot_p99_s}:
+        work_s = least_work_s(schedule, latency, engine, tpot_s=tpot_s, result_cache=result_cache)
+        # Percentiles are interpolated between two requests.
+        late = allowed if tpot_s is None else allowed + _LATE
+        dropped = math.ceil(late * int(counted.sum())) + (1 if tpot_s is None else 2)
+        for due_s in _due_s(schedule, latency, engine, slo, tpot_s):
+            bound_s = fewest_replica_s(
+                schedule.arrived_at_s,
+                due_s,
+                np.where(counted, work_s, 0.0),
+                until_s=workload.duration_s,
+                least=least,
+                dropped=dropped,
+            )
+            found_s = max(found_s, bound_s)
     return found_s / workload.duration_s * 24 * gpus_per_replica
 
 
@@ -130,9 +144,14 @@ def _most_done_s(
 
 
 def least_work_s(
-    schedule: Schedule, latency: LatencyModel, engine: EngineArgs, *, result_cache: bool = False
+    schedule: Schedule,
+    latency: LatencyModel,
+    engine: EngineArgs,
+    *,
+    tpot_s: float | None = None,
+    result_cache: bool = False,
 ) -> FloatArray:
-    """The least seconds of steps that each request takes of a replica.
+    """The least seconds of steps that each request takes of a replica, if it keeps a limit on TPOT.
 
     A prompt that may be found in the prefix cache counts one token. An answer that may be cached, and
     a turn whose time depends on the answer before it, count nothing.
@@ -147,13 +166,21 @@ def least_work_s(
     kv_tokens = decodes * prompt + decodes * (decodes - 1) / 2
     own_s = (
         latency.per_seq_s * steps
-        + latency.base_s / engine.max_num_seqs * steps
         + latency.per_kv_token_s * kv_tokens
         + latency.per_prefill_attention_s * computed * (computed + 1) / 2
         + latency.prefill_step_s * computed / engine.max_num_batched_tokens
     )
     arithmetic_s = latency.per_token_s * (computed + decodes)
-    weights_s = latency.floor_s / engine.max_num_seqs * steps
+    if tpot_s is None:
+        own_s += latency.base_s / engine.max_num_seqs * steps
+        weights_s = latency.floor_s / engine.max_num_seqs * steps
+    else:
+        least = latency.base_s, latency.base_s + latency.floor_s
+        slack_s = _sent_late_s(latency, engine)
+        arithmetic_s += _of_steps_s(
+            prompt, decodes, latency.per_token_s, least[0], tpot_s, slack_s, latency
+        )
+        weights_s = _of_steps_s(prompt, decodes, 0.0, least[1], tpot_s, slack_s, latency)
     served = np.ones(len(schedule), dtype=bool)
     if schedule.after is not None:
         served &= schedule.after < 0
@@ -164,17 +191,56 @@ def least_work_s(
     return np.asarray(own_s * served + more_s, dtype=np.float64)
 
 
+def _of_steps_s(
+    prompt: FloatArray,
+    decodes: FloatArray,
+    token_s: float,
+    anyhow_s: float,
+    tpot_s: float,
+    slack_s: float,
+    latency: LatencyModel,
+) -> FloatArray:
+    """What a request that keeps its TPOT takes of its steps' cost A, `anyhow_s`: A (sum sqrt w)^2 / X.
+
+    The roots rise from step to step, so that the first and the integral from there are less than their
+    sum. 0 where a lone sequence breaks the limit: then no request keeps it.
+    """
+    per_kv_s = latency.per_kv_token_s
+    first_s = latency.per_seq_s + token_s + per_kv_s * prompt
+    more = np.maximum(decodes - 1, 0)
+    if per_kv_s > 0:
+        roots = 2 / (3 * per_kv_s) * ((first_s + per_kv_s * more) ** 1.5 - first_s**1.5)
+    else:
+        roots = more * np.sqrt(first_s)
+    roots = np.where(decodes > 0, roots + np.sqrt(first_s), 0.0)
+    others_s = decodes * (tpot_s - anyhow_s) + slack_s
+    kept = (decodes > 0) & (others_s > 0)
+    return np.where(kept, anyhow_s * roots**2 / np.where(kept, others_s, 1.0), 0.0)
+
+
+def _sent_late_s(latency: LatencyModel, engine: EngineArgs) -> float:
+    """How much longer after its step a first token may be sent than a last one."""
+    return float(latency.response_per_seq_s * engine.max_num_seqs)
+
+
 def _due_s(
-    schedule: Schedule, latency: LatencyModel, engine: EngineArgs, slo: Slo
+    schedule: Schedule,
+    latency: LatencyModel,
+    engine: EngineArgs,
+    slo: Slo,
+    tpot_s: float | None = None,
 ) -> list[FloatArray]:
-    """By when each request is done, for each limit that says so."""
+    """By when each request is done, for each limit that says so; those that keep a TPOT sooner."""
     found = []
     if slo.e2e_p99_s is not None:
         found.append(schedule.arrived_at_s + slo.e2e_p99_s)
     if slo.ttft_p99_s is not None:
         decodes = np.maximum(schedule.output_tokens - 1, 0)
-        longest_s = _longest_step_s(latency, engine)
-        found.append(schedule.arrived_at_s + slo.ttft_p99_s + decodes * longest_s)
+        decoding_s = decodes * _longest_step_s(latency, engine)
+        if tpot_s is not None:
+            within_s = decodes * tpot_s + _sent_late_s(latency, engine)
+            decoding_s = np.minimum(decoding_s, within_s)
+        found.append(schedule.arrived_at_s + slo.ttft_p99_s + decoding_s)
     return found
 
 

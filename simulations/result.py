@@ -103,6 +103,7 @@ class SimResult:
         events: DataFrame of the first seed: t_s, event (ready, deleted, terminated, gone, crash,
             OOM, node lost), pod, node.
         blast_radius: of the release, per seed; () without one.
+        stopped: why a run ended before its traffic (simulations/early.py); empty where none did.
     """
 
     plan_name: str
@@ -115,6 +116,7 @@ class SimResult:
     of_model: dict[str, float] = field(default_factory=dict)
     events: pd.DataFrame = field(default_factory=pd.DataFrame)
     blast_radius: tuple[BlastRadius, ...] = ()
+    stopped: str = ""
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame(

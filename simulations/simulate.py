@@ -11,6 +11,7 @@ import pandas as pd
 from serving.errors import InputError
 from serving.plan import Plan, Slo
 from simulations.autoscaler import HpaController
+from simulations.early import DEARER, LOOKS, Looks, Stop
 from simulations.engine import check_lengths, estimate, percentiles, request_frame
 from simulations.fleet import Cluster, Fleet, Release, blast_radius
 from simulations.fleet.rollouts import NEW
@@ -37,6 +38,8 @@ def simulate(
     release: Release | None = None,
     draws: int = 0,
     force: bool = False,
+    stop: Stop | None = None,
+    watched: bool = True,
     on_progress: OnProgress | None = None,
 ) -> SimResult:
     """Run a plan through a workload once per seed.
@@ -54,6 +57,10 @@ def simulate(
              draws: so many of the model's draws are simulated too, with the first seed, for the part of
                  the intervals that is the model's.
              force: go beyond what the model was fitted to, and say so.
+             stop: ends a run in which it is certain already; the result then says so in `stopped`, its
+                 requests are those sent until then, and its GPU hours what the day costs at least.
+             watched: False leaves out alerts and all of the timeline but the pods: the metrics are
+                 the same, for less time.
     Returns: SimResult. Utilisation, KV usage and shares are 0 to 1.
     Raises:  InputError: a closed-loop workload, no seeds, no requests, or requests that the engine
                  refuses.
@@ -78,7 +85,11 @@ def simulate(
             if on_progress is not None:
                 on_progress(f"{plan.name}, {doing}", (len(done) + share) / len(asked))
 
-        done.append(_one_run(plan, workload, model, cluster, release, seed, tell))
+        done.append(
+            _one_run(
+                plan, workload, model, cluster, release, seed, tell, stop=stop, watched=watched
+            )
+        )
     return _result(plan, seeds, done, (*latency.doubts, *beyond))
 
 
@@ -106,6 +117,7 @@ def _result(
         of_model=of_model,
         events=runs[0].events,
         blast_radius=tuple(run.blast for run in runs if run.blast is not None),
+        stopped=next((run.stopped for run in runs if run.stopped), ""),
     )
 
 
@@ -118,6 +130,7 @@ class _Run:
     alerts: pd.DataFrame
     events: pd.DataFrame
     blast: BlastRadius | None
+    stopped: str
 
 
 def _one_run(
@@ -128,6 +141,9 @@ def _one_run(
     release: Release | None,
     seed: int,
     report: Callable[[float], None],
+    *,
+    stop: Stop | None,
+    watched: bool,
 ) -> _Run:
     entropy = workload.seed + seed
     schedule = workload.at(seed=entropy).schedule()
@@ -141,11 +157,20 @@ def _one_run(
         duration_s=workload.duration_s,
         rng=phases(entropy),
         release=release,
+        watched=watched,
     )
-    timeline = fleet.run(report)
+    if stop is None:
+        timeline = fleet.run(report)
+    else:
+        looks = Looks(stop, schedule, workload, plan.slo)
+        timeline = fleet.run(report, settled=lambda: looks.why(fleet), looks=LOOKS)
     requests = request_frame(fleet.data.requests, asked_s=fleet.data.asked_s)
     users = as_users_see(requests, schedule)
     counted = users[users["arrived_at_s"] >= workload.warmup_s]
+    if fleet.stopped:
+        counted = counted[counted["arrived_at_s"] < fleet.data.now_s]
+    if fleet.stopped == DEARER:  # what is under way may well be answered
+        counted = counted[counted["outcome"] != "unfinished"]
     if counted.empty:
         raise InputError(
             f"the workload sends nothing after warmup_s(={workload.warmup_s}) with seed {entropy}",
@@ -167,6 +192,7 @@ def _one_run(
         alerts=_alerts(plan, fleet, counted).assign(seed=seed),
         events=fleet.events(),
         blast=blast,
+        stopped=fleet.stopped,
     )
 
 
@@ -196,12 +222,12 @@ def _metrics(
 ) -> dict[str, float]:
     """One seed's row, of the requests that count."""
     up_s = fleet.served_s()
-    gpu_hours = fleet.gpu_hours_a_day()
+    gpu_hours = fleet.least_gpu_hours_a_day() if fleet.stopped else fleet.gpu_hours_a_day()
     return {
         **user_metrics(counted, plan.slo, fleet.data.now_s),
         "gpu_hours": gpu_hours,
         "cost_usd": gpu_hours * plan.gpu_usd_per_hour,
-        "replicas_mean": up_s / fleet.duration_s,
+        "replicas_mean": up_s / fleet.over_s,
         "replicas_max": float(timeline["replicas_ready"].max()) if len(timeline) else 0.0,
         "scale_events": float(fleet.scale_events),
         "gpu_utilisation_mean": fleet.busy_s / up_s if up_s > 0 else 0.0,

@@ -7,6 +7,7 @@ from simulations.engine.dataplane import DataPlane, Reading
 from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.engine.replica import (
+    OUTCOMES,
     check_lengths,
     estimate,
     percentiles,
@@ -18,6 +19,7 @@ from simulations.engine.replica import (
 
 __all__ = [
     "BUCKETS_S",
+    "OUTCOMES",
     "DataPlane",
     "Reading",
     "SchedulerOptions",

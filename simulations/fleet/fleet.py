@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 import simpy
 
+from serving.alerts import ALERTS
 from serving.errors import InputError
+from serving.hpa import GPU_UTILISATION, KV_CACHE_USAGE, REQUESTS_RUNNING, REQUESTS_WAITING
 from serving.plan import Plan
 from simulations.control import Controller
 from simulations.engine import DataPlane, SchedulerOptions
 from simulations.fleet.blast import held_beyond_s
 from simulations.fleet.cluster import Activation, Cluster
-from simulations.fleet.faults import inject
+from simulations.fleet.faults import Faults, inject
 from simulations.fleet.nodes import Nodes, Process
 from simulations.fleet.plane import Plane
 from simulations.fleet.pod import Pod
@@ -35,6 +37,8 @@ from simulations.metrics import Alerting, Telemetry
 from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
+GAUGES = frozenset({REQUESTS_RUNNING, REQUESTS_WAITING, KV_CACHE_USAGE})
+"""Metrics that a scrape of no counter can tell."""
 
 
 class Fleet:
@@ -49,6 +53,9 @@ class Fleet:
 
     Args:    release: a new version on its way.
              data: None is the engine twin.
+             watched: whether anybody looks at it but its autoscaler; else there are no alerts, the
+                 timeline has pods alone, and what the autoscaler does not read is not scraped. What
+                 happens is the same.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Fleet:
         rng: np.random.Generator,
         release: Release | None = None,
         data: Plane | None = None,
+        watched: bool = True,
     ) -> None:
         if cluster.activation is not None and plan.hpa is None:
             raise InputError(
@@ -73,7 +81,12 @@ class Fleet:
         self.cluster = cluster
         self.duration_s = duration_s
         self.scale_events = 0
+        self.stopped, self.over_s = "", duration_s
         self._controller = controller
+        read = _read_by(plan, cluster, controller)
+        self._timeline = watched
+        self._scraped = watched or bool(read)
+        self._exported = cluster.metrics.gpu_exporter_s > 0 and (watched or GPU_UTILISATION in read)
         self._release = release
         # Drawn whether or not they are used, so that every plan sees the same phases.
         self._sync_phase_s = rng.uniform(0, cluster.sync_period_s)
@@ -123,8 +136,10 @@ class Fleet:
                 telemetry,
                 interval_s=pipeline.evaluation_interval_s,
                 phase_s=evaluation_phase_s,
+                rules=ALERTS if watched else (),
             ),
             slots=pipeline.scrape_slots,
+            gauges_only=not watched and read <= GAUGES,
         )
         self.rollout = Rollout(
             env,
@@ -143,10 +158,20 @@ class Fleet:
         asked = self.cluster.initial_replicas
         return self.plan.hpa.min_replicas if asked is None else asked
 
-    def run(self, on_progress: ShareDone | None = None) -> pd.DataFrame:
+    def run(
+        self,
+        on_progress: ShareDone | None = None,
+        *,
+        settled: Callable[[], str] | None = None,
+        looks: int = 20,
+    ) -> pd.DataFrame:
         """Run the traffic and the grace after it; the timeline, one row per scrape.
 
         In the grace requests end, and nothing else happens.
+
+        Args:    on_progress: called at each look with the share of the traffic that is over.
+                 settled: asked at each look but the last; what it says, unless empty, ends the run
+                     there, `stopped` says so, and all accounts are until then.
 
         Returns: DataFrame t_s, offered_rps, replicas_ready, replicas_desired, requests_running,
                  requests_waiting, kv_cache_usage, gpu_utilisation (means over pods, 0 to 1).
@@ -157,22 +182,25 @@ class Fleet:
             self.pods.create(started=True)
         self._env.process(self._tend())
         self._env.process(self._scrape())
-        if self.cluster.metrics.gpu_exporter_s > 0:
+        if self._exported:
             self._env.process(self._collect())
-        if self._controller is not None:
+        if self._controller is not None and (self._timeline or self._scraped):
             self._env.process(self._autoscale(self._controller))
         if self.cluster.activation is not None:
             self._env.process(self._activate(self.cluster.activation))
         inject(self._env, self.cluster.faults, self.pods)
-        steps = 20
-        for step in range(1, steps + 1):
-            self._env.run(until=self.duration_s * step / steps)
+        for look in range(1, looks + 1):
+            self._env.run(until=self.duration_s * look / looks)
             self._settle()
             if on_progress is not None:
-                on_progress(step / steps)
+                on_progress(look / looks)
+            if settled is not None and look < looks and (why := settled()):
+                self.stopped, self.over_s = why, self._env.now
+                break
         for pod, reading in self.pods.readings().items():
             self.pods.retired.setdefault(pod.version, []).append(reading)
-        self._settle(self.duration_s + self.cluster.grace_s)
+        if not self.stopped:
+            self._settle(self.duration_s + self.cluster.grace_s)
         return pd.DataFrame(self.watch.rows)
 
     # -- traffic ---------------------------------------------------------------------------------
@@ -238,8 +266,11 @@ class Fleet:
         yield self._env.timeout(self._scrape_phase_s)
         while True:
             for slot in range(pipeline.scrape_slots):
-                self._settle()
-                self.watch.scrape(slot, self.desired)
+                if self._scraped:
+                    self._settle()
+                    self.watch.scrape(slot, self.desired)
+                if slot == 0 and not self._timeline:
+                    self.watch.count(self.desired)
                 yield self._env.timeout(pipeline.scrape_interval_s / pipeline.scrape_slots)
 
     def _collect(self) -> Process:
@@ -280,15 +311,30 @@ class Fleet:
 
     def gpu_held_s(self) -> float:
         """Seconds of GPU time to be paid until the end of the traffic: of pods, or of nodes."""
-        return self.nodes.held_s(self.duration_s)
+        return self.nodes.held_s(self.over_s)
 
     def gpu_hours_a_day(self) -> float:
         """The same in hours, per 24 hours of traffic."""
         return self.gpu_held_s() / self.duration_s * 24
 
+    def least_gpu_hours_a_day(self) -> float:
+        """What it comes to at least, by now: what was held, and what an autoscaler never lets go.
+
+        Where pods may lack their GPUs or lose them, only what was held.
+        """
+        now_s = self._env.now
+        held_s = self.nodes.held_s(now_s)
+        cluster, hpa = self.cluster, self.plan.hpa
+        sure = cluster.nodes is None and cluster.max_gpus is None and self._release is None
+        if sure and cluster.faults == Faults():
+            least = self.desired if hpa is None else hpa.min_replicas
+            pods = min(least + self.plan.warm_spares, len(self.pods.ready()))
+            held_s += pods * self.plan.gpus_per_replica * (self.duration_s - now_s)
+        return held_s / self.duration_s * 24
+
     def served_s(self) -> float:
         """Seconds that replicas were up, ready or draining, until the end of the traffic."""
-        return sum(pod.served_s(self.duration_s) for pod in self.pods.alive + self.pods.gone)
+        return sum(pod.served_s(self.over_s) for pod in self.pods.alive + self.pods.gone)
 
     @property
     def busy_s(self) -> float:
@@ -318,11 +364,23 @@ class Fleet:
 
     def alerts(self) -> pd.DataFrame:
         """What fired until the end of the traffic: alert, started_at_s, ended_at_s."""
-        return self.watch.alerting.fired(self.duration_s)
+        return self.watch.alerting.fired(self.over_s)
 
     def events(self) -> pd.DataFrame:
         """What happened to pods: t_s, event, pod, node (-1: none yet)."""
         return pd.DataFrame(self.pods.events, columns=["t_s", "event", "pod", "node"])
+
+
+def _read_by(plan: Plan, cluster: Cluster, controller: Controller | None) -> frozenset[str]:
+    """Metrics that the autoscaler reads; none where it cannot do anything."""
+    hpa = plan.hpa
+    if controller is None or hpa is None:
+        return frozenset()
+    start = hpa.min_replicas if cluster.initial_replicas is None else cluster.initial_replicas
+    if hpa.min_replicas == hpa.max_replicas == start and cluster.activation is None:
+        return frozenset()
+    sources = [m.pods or m.external or m.object for m in hpa.effective_metrics]
+    return frozenset("a resource" if one is None else one.metric.name for one in sources)
 
 
 def _engine(

@@ -71,6 +71,10 @@ class Plane(Protocol):
         """A replica's gauges and counters now."""
         ...
 
+    def gauges(self, rows: Sequence[int]) -> FloatArray:
+        """float array (rows, 3): requests running and waiting, and KV usage, of each now."""
+        ...
+
     def busy(self, row: int) -> tuple[float, float]:
         """Seconds that it has been busy until now, and when it started."""
         ...

@@ -12,10 +12,14 @@ from simulations.fleet.plane import Plane
 from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
 from simulations.metrics import Alerting, Telemetry, busy_share
+from simulations.metrics.layout import gauge_rows
 
 
 class Watch:
-    """Scrapes the pods, some at each slot of the interval; one row of the timeline per interval."""
+    """Scrapes the pods, some at each slot of the interval; one row of the timeline per interval.
+
+    Args:    gauges_only: nobody looks at anything but what runs, waits and fills the cache.
+    """
 
     def __init__(
         self,
@@ -26,12 +30,14 @@ class Watch:
         alerting: Alerting,
         *,
         slots: int = 1,
+        gauges_only: bool = False,
     ) -> None:
         self._env = env
         self._data = data
         self._pods = pods
         self._telemetry = telemetry
         self._slots = slots
+        self._gauges_only = gauges_only
         self._arrived = 0
         self._buried = 0
         self._busy: dict[Pod, float] = {}
@@ -50,18 +56,29 @@ class Watch:
         self._bury()
         self.alerting.catch_up(now_s)
         due = [pod for pod in self._pods.alive if pod.number % self._slots == slot]
+        running = [pod for pod in due if pod.row < 0 and pod.phase == "Running"]
+        idle = (
+            [pod.number for pod in running if pod.loading],
+            [pod.number for pod in running if not pod.loading],
+        )
+        if self._gauges_only:
+            up = [pod for pod in due if pod.row >= 0]
+            exposed = gauge_rows(self._data.gauges([pod.row for pod in up]))
+            self._telemetry.take(now_s, [pod.number for pod in up], exposed, *idle)
+            return
         if slot == 0:
             found = self._pods.readings()
             self._note(found, desired)
         else:
             found = {pod: self._data.read(pod.row) for pod in due if pod.row >= 0}
-        running = [pod for pod in due if pod.row < 0 and pod.phase == "Running"]
-        self._telemetry.scrape(
-            now_s,
-            {pod.number: found[pod] for pod in due if pod.row >= 0},
-            [pod.number for pod in running if pod.loading],
-            [pod.number for pod in running if not pod.loading],
-        )
+        exposed_by = {pod.number: found[pod] for pod in due if pod.row >= 0}
+        self._telemetry.scrape(now_s, exposed_by, *idle)
+
+    def count(self, desired: int) -> None:
+        """A row of the timeline with no more than how many pods there are."""
+        ready = len(self._pods.ready())
+        now_s = self._env.now
+        self.rows.append({"t_s": now_s, "replicas_ready": ready, "replicas_desired": desired})
 
     def _bury(self) -> None:
         """The series of pods that are gone since then end at their times."""

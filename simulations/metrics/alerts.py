@@ -50,6 +50,8 @@ class Alerting:
 
         Samples of until now are there.
         """
+        if not self._rules:
+            return
         due = int((now_s - self._next_s) // self._interval_s) + 1
         if due < 1 or not (at_once or due * self._interval_s > BEHIND_S / 2):
             return

@@ -51,6 +51,16 @@ def layout(server: Samples, gpu: Samples) -> Mapping[str, Columns]:
     return found
 
 
+def gauge_rows(gauges: FloatArray) -> FloatArray:
+    """What servers expose, a row each, with no counter counted.
+
+    Args:    gauges: float array (servers, 3): requests running and waiting, and KV usage.
+    """
+    rows = np.zeros((len(gauges), N_SERVER))
+    rows[:, :_GAUGES] = gauges
+    return rows
+
+
 def server_rows(readings: Sequence[Reading]) -> FloatArray:
     """What servers expose, a row each.
 

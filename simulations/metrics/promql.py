@@ -127,6 +127,8 @@ class Query:
     def _there(self, samples: Samples, there: Flags, columns: int) -> Flags:
         if self.kept is not None:
             there = there & self.kept[id(samples)]
+        if columns == 1:
+            return there[:, :, None]
         return np.broadcast_to(there[:, :, None], (*there.shape, columns))
 
     def _instant(self, series: Series) -> Vector:

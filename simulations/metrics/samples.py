@@ -127,10 +127,11 @@ class Samples:
         now_s = at_s[:, None, None]
         before = np.where(self.times <= now_s, self.times, -np.inf)
         position = before.argmax(axis=2)
-        found_s = np.take_along_axis(before, position[:, :, None], axis=2)[:, :, 0]
-        age_s = at_s[:, None] - found_s
+        places = np.arange(len(self.times))
+        # Where nothing was before, it is far too old or no sample.
+        age_s = at_s[:, None] - self.times[places, position]
         young = age_s < lookback_s if self.prometheus >= 3 else age_s <= lookback_s
-        return position, young & self.live[np.arange(len(self.times)), position]
+        return position, (age_s >= 0) & young & self.live[places, position]
 
     def between(self, since_s: FloatArray, until_s: FloatArray) -> Window:
         """The samples of a range at each of some times, without stale markers.

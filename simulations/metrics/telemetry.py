@@ -17,7 +17,7 @@ from simulations.engine import Reading
 from simulations.metrics.layout import GPU_COUNTERS, SERVER_COUNTERS, layout, server_rows
 from simulations.metrics.pipeline import Pipeline
 from simulations.metrics.promql import Query
-from simulations.metrics.samples import Flags, Samples
+from simulations.metrics.samples import Flags, FloatArray, Samples
 
 _REACH_S = max(
     *(promql.reach_s(alert.expression) for alert in ALERTS),
@@ -96,10 +96,21 @@ class Telemetry:
                  loading: pods that run and do not answer yet.
                  down: pods that answer nothing, their GPU's exporter neither.
         """
-        self._relist(now_s)
         if self._pipeline.gpu_exporter_s == 0:
             busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
             self.collect(now_s, busy, loading)
+        self.take(now_s, list(readings), server_rows(list(readings.values())), loading, down)
+
+    def take(
+        self,
+        now_s: float,
+        pods: Sequence[int],
+        exposed: FloatArray,
+        loading: Collection[int] = (),
+        down: Collection[int] = (),
+    ) -> None:
+        """What Prometheus got of a scrape, a row of `exposed` per pod whose server answers."""
+        self._relist(now_s)
         while self._gone and self._gone[0][0] < now_s - self._kept_s:
             self._forget(self._gone.popleft()[1])
         if self._pipeline.stale_markers:
@@ -107,12 +118,12 @@ class Telemetry:
                 self._server.mark_stale(now_s, pod)
             for pod in down:
                 self._gpu.mark_stale(now_s, pod)
-        self._server.write(now_s, list(readings), server_rows(list(readings.values())))
-        devices = [pod for pod in (*readings, *loading) if pod in self._exported]
+        self._server.write(now_s, list(pods), exposed)
+        devices = [pod for pod in (*pods, *loading) if pod in self._exported]
         exported = np.array([self._exported[pod] for pod in devices]).reshape(-1, 2)
         rows = np.column_stack([exported, 1 - exported[:, 1]])
         self._gpu.write(now_s, devices, rows)
-        for samples, any_of in ((self._server, readings), (self._gpu, devices)):
+        for samples, any_of in ((self._server, pods), (self._gpu, devices)):
             if any_of:
                 self._sampled_s[id(samples)] = now_s
 

@@ -100,9 +100,65 @@ def test_requests_take_no_less_of_a_replica_than_their_work(
     assert 0 < work_s <= took_s * (1 + 1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=60),
+    st.sampled_from([(4, 32), (16, 256), (64, 512)]),
+    st.sampled_from([0.0, 0.0045]),
+    st.sampled_from([0.0, 2e-6]),
+    st.floats(0.0, 0.03),
+    st.floats(0.0, 1.0),
+)
+def test_those_that_keep_a_tpot_take_no_less_of_a_replica_than_their_work(
+    lengths: list[tuple[int, int]],
+    sizes: tuple[int, int],
+    floor_s: float,
+    per_kv_token_s: float,
+    apart_s: float,
+    share: float,
+) -> None:
+    """Whatever the limit, of all that the replica did; the limit lies among the TPOT that there were."""
+    engine = EngineArgs(max_num_seqs=sizes[0], max_num_batched_tokens=sizes[1])
+    model = latency(
+        floor_s=floor_s,
+        per_seq_s=1e-4,
+        per_kv_token_s=per_kv_token_s,
+        prefill_step_s=0.002,
+        response_per_seq_s=1e-4,
+    )
+    prompt, output = (np.array(column) for column in zip(*lengths, strict=True))
+    schedule = Schedule(np.arange(len(prompt)) * apart_s, prompt, output)
+    requests, steps, _ = trace_replica(schedule, model, SchedulerOptions.of(engine, model))
+    took_s = float((steps["end_s"] - steps["start_s"]).sum())
+    found = requests["tpot_s"]
+    limit_s = 0.01 if found.isna().all() else float(found.quantile(share))
+    work_s = least_work_s(schedule, model, engine, tpot_s=limit_s)
+    keeping = (found <= limit_s).to_numpy()
+    assert (work_s > 0).all()
+    assert float(work_s[keeping].sum()) <= took_s * (1 + 1e-9)
+
+
+def test_the_work_of_a_full_batch_of_alike_is_what_it_takes() -> None:
+    """Where all steps cost the same and all sequences bring the same, the bound is met."""
+    engine = EngineArgs(max_num_seqs=8, max_num_batched_tokens=512)
+    model = latency(per_seq_s=1e-3, per_kv_token_s=0.0, step_overhead_s=0.0, per_token_s=0.0)
+    n, output = 8, 400
+    schedule = Schedule(np.zeros(n), np.full(n, 8), np.full(n, output))
+    requests, steps, _ = trace_replica(schedule, model, SchedulerOptions.of(engine, model))
+    took_s = float((steps["end_s"] - steps["start_s"]).sum())
+    limit_s = float(requests["tpot_s"].max()) * (1 + 1e-9)
+    work_s = least_work_s(schedule, model, engine, tpot_s=limit_s).sum()
+    assert 0.99 * took_s < work_s <= took_s
+
+
 @pytest.mark.parametrize(
     ("slo", "load"),
     [
+        (Slo(ttft_p99_s=0.5, tpot_p99_s=0.0085), workload(rate_rps=30, duration_s=300)),
+        (
+            Slo(ttft_p99_s=None, tpot_p99_s=0.0085, e2e_p99_s=20),
+            workload(rate_rps=30, duration_s=300),
+        ),
         (Slo(ttft_p99_s=0.5), workload(rate_rps=20, duration_s=300)),
         (Slo(ttft_p99_s=30), workload(rate_rps=30, duration_s=300, warmup_s=30)),
         (Slo(ttft_p99_s=None, e2e_p99_s=20), workload(rate_rps=30, duration_s=300)),
@@ -112,7 +168,7 @@ def test_fleets_that_keep_the_slo_cost_no_less(slo: Slo, load: Workload) -> None
     below = clairvoyant_bound(load, latency(), ENGINE, slo)
     assert below >= 24, "one replica is always there"
     kept = []
-    for size in (1, 2, 3):
+    for size in (1, 2, 3, 4, 5):
         result = simulate(plan(slo=slo, replicas=size), load, latency(), seeds=(0,))
         if result.keeps_slo:
             kept.append(result.metrics["gpu_hours"].value)
@@ -127,5 +183,10 @@ def test_the_bound_follows_what_is_asked() -> None:
     assert clairvoyant_bound(load, latency(), ENGINE, slo, least=0) <= usual
     lenient = Slo(ttft_p99_s=0.5, max_error_share=0.3)
     assert clairvoyant_bound(load, latency(), ENGINE, lenient) < usual
+    busy = workload(rate_rps=200, duration_s=300)
+    tight = Slo(ttft_p99_s=0.5, tpot_p99_s=0.0062)
+    assert clairvoyant_bound(busy, latency(), ENGINE, tight) > clairvoyant_bound(
+        busy, latency(), ENGINE, slo
+    ), "smaller batches are dearer"
     slower = latency(per_token_s=4.8e-5)
     assert clairvoyant_bound(load, slower, ENGINE, slo) > usual

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from serving.errors import ExtrapolationError, InfeasibleError
 from serving.plan import EngineArgs, Slo, Variant
 from serving.values import one_line
-from simulations.bounds import capacity_rps
+from simulations.bounds import capacity_rps, running_at
 from simulations.limits import check_range, fitted_max_num_seqs
 from simulations.traffic import Workload
 from workbench.tune.candidate import Candidate
@@ -29,6 +29,7 @@ class Admitted:
         seqs: choices of max_num_seqs by variant, the largest first.
         fastest: the variant whose replica sustains the highest rate.
         peak_replicas: how many of the fastest the busiest minute needs.
+        running: sequences that a replica of the fastest runs at that rate.
         rejected: the others by variant, with the reason.
     """
 
@@ -36,6 +37,7 @@ class Admitted:
     seqs: Mapping[str, tuple[int, ...]]
     fastest: str
     peak_replicas: int
+    running: float
     rejected: Mapping[str, str]
 
 
@@ -53,7 +55,7 @@ def admit(
     kept: list[Candidate] = []
     seqs: dict[str, tuple[int, ...]] = {}
     rejected: dict[str, str] = {}
-    capacity: dict[str, float] = {}
+    capacity: dict[str, tuple[float, float]] = {}
     for candidate in candidates:
         name = candidate.variant.name
         if space.variants is not None and name not in space.variants:
@@ -81,8 +83,9 @@ def admit(
             remedy="Loosen that limit, or measure what is missing.",
         )
     fastest = max(capacity, key=lambda name: capacity[name])
-    peak = _peak_replicas(workload, capacity[fastest])
-    return Admitted(tuple(kept), seqs, fastest, peak, rejected)
+    rate_rps, running = capacity[fastest]
+    peak = _peak_replicas(workload, rate_rps)
+    return Admitted(tuple(kept), seqs, fastest, peak, running, rejected)
 
 
 def _capacity(
@@ -92,8 +95,8 @@ def _capacity(
     engine: EngineArgs,
     space: SearchSpace,
     max_num_seqs: int,
-) -> float:
-    """The highest rate of one replica, on the first of the engines that are searched.
+) -> tuple[float, float]:
+    """The highest rate of one replica, and what it runs then, on the first engine that is searched.
 
     Raises:  ValidationError: no engine; ExtrapolationError, InfeasibleError.
     """
@@ -105,7 +108,8 @@ def _capacity(
     )
     for own in (first, *others):
         check_range(candidate.latency, own, workload)
-    return capacity_rps(workload, candidate.latency, first, slo)
+    rate_rps = capacity_rps(workload, candidate.latency, first, slo)
+    return rate_rps, running_at(rate_rps, workload, candidate.latency, first)
 
 
 def _size_doubt(candidate: Candidate, choices: tuple[int, ...], space: SearchSpace) -> str:

@@ -45,7 +45,12 @@ def baselines(
     max_replicas = twin.ground.most_replicas
     on_progress("static fleet of the peak", 0.0)
     try:
-        size = static_peak(winner, twin.workload, latency, seeds=seeds, cluster=twin.cluster)
+        size = static_peak(
+            winner,
+            twin.workload,
+            latency,
+            keeps=lambda plan: twin.verdicts([plan], seeds)[0].keeps_slo,
+        )
         plans = [_changed(winner, "static-peak", replicas=size, hpa=None)]
     except InfeasibleError:
         plans = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from serving.errors import WorkbenchError
 from serving.plan import Plan, Slo
+from simulations.early import Stop
 from simulations.engine import estimate
 from simulations.fleet import Cluster
 from simulations.latency import LatencyModel
@@ -32,6 +34,8 @@ class Simulate(Protocol):
         *,
         seeds: Sequence[int],
         cluster: Cluster | None,
+        stop: Stop | None = None,
+        watched: bool = True,
     ) -> SimResult: ...
 
 
@@ -49,6 +53,8 @@ class Job:
     """GPU hours by seed of the cheapest trial so far that keeps the SLO; () races against none."""
     race: bool = True
     """Whether a trial that is clearly bad ends before its last seed."""
+    early: bool = False
+    """Whether one that races ends within a day in which that is certain already."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,10 @@ class Score:
         metrics: {name: mean over the seeds that were run}.
         over: {limit: worst seed / limit - 1}; above 0 the limit is broken.
         hours: GPU hours of each seed that was run.
-        stopped: why seeds were left out; empty where none were.
+        stopped: why seeds were left out, or the rest of one; empty where nothing was. Of a day that was
+            not run to its end the metrics are until then, and the GPU hours what it costs at least.
         error: why there is no result; empty where there is.
+        partial: whether a day was not run to its end.
     """
 
     metrics: Mapping[str, float]
@@ -68,6 +76,7 @@ class Score:
     hours: tuple[float, ...]
     stopped: str = ""
     error: str = ""
+    partial: bool = False
 
     @property
     def keeps_slo(self) -> bool:
@@ -83,15 +92,25 @@ def score(job: Job) -> Score:
     """
     rows: list[dict[str, Any]] = []
     stopped = ""
+    partial = False
     try:
         for seed in job.seeds:
             stopped = _settled(rows, job)
             if stopped:
                 break
             result = job.simulate(
-                job.plan, job.workload, job.latency, seeds=(seed,), cluster=job.cluster
+                job.plan,
+                job.workload,
+                job.latency,
+                seeds=(seed,),
+                cluster=job.cluster,
+                stop=_stop(job, first=not rows),
+                watched=False,
             )
             rows.append({name: found.value for name, found in result.metrics.items()})
+            stopped, partial = result.stopped, bool(result.stopped)
+            if partial:
+                break
     except WorkbenchError as error:
         return failed(str(error))
     except Exception as error:
@@ -99,7 +118,15 @@ def score(job: Job) -> Score:
     names = [name for name in rows[0] if all(name in row for row in rows)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
     hours = tuple(row["gpu_hours"] for row in rows)
-    return Score(means, over_limits(rows, job.plan.slo), hours, stopped)
+    return Score(means, over_limits(rows, job.plan.slo), hours, stopped, partial=partial)
+
+
+def _stop(job: Job, *, first: bool) -> Stop | None:
+    """The same verdicts as after the day, as soon as they are certain."""
+    if not (job.race and job.early):
+        return None
+    dear = DEARER * job.incumbent[0] if first and job.incumbent else inf
+    return Stop(times_over=CLEARLY, gpu_hours=dear)
 
 
 def failed(why: str) -> Score:

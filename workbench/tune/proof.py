@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,7 @@ def winner(
     ground: Ground,
     seeds: Sequence[int],
     scores_of: Callable[[Plan, Sequence[int]], Sequence[Score]],
+    whole: Callable[[Point], Score],
     on_progress: Callable[[str], None],
     *,
     must_keep: bool = True,
@@ -58,6 +60,8 @@ def winner(
 
     Args:    seeds: of the final choice.
              scores_of: simulates a plan over some seeds; the score of each.
+             whole: of a trial that was stopped within its day, the score of all of it: it takes its
+                 place among the others by what it really costs.
              must_keep: False takes what came nearest where none does, with a doubt.
     Raises:  InfeasibleError: all trials failed; or none keeps the SLO, and one must.
     """
@@ -67,11 +71,22 @@ def winner(
             f"all {len(trials)} trials failed; the last: {trials[-1][1].error.rstrip('.')}",
             remedy="Mend that, then tune with another storage file.",
         )
-    feasible = [trial for trial in ran if trial[1].keeps_slo]
-    feasible.sort(key=lambda trial: trial[1].metrics["gpu_hours"])
+    feasible = [
+        (score.metrics["gpu_hours"], number, point, score)
+        for number, (point, score) in enumerate(ran)
+        if score.keeps_slo
+    ]
+    heapify(feasible)
     refuted: list[_Near] = []
-    for rank, (point, score) in enumerate(feasible):
-        on_progress(f"final choice: candidate {rank + 1} of {len(feasible)}")
+    rank = 0
+    while feasible:
+        _, number, point, score = heappop(feasible)
+        on_progress(f"final choice: candidate {rank + 1} of {rank + 1 + len(feasible)}")
+        if score.partial:
+            score = whole(point)
+            if score.keeps_slo:
+                heappush(feasible, (score.metrics["gpu_hours"], number, point, score))
+            continue
         plan = ground.plan_of(point)
         scores: list[Score] = []
         # Most of those that fail do so on the first seed.
@@ -82,6 +97,7 @@ def winner(
                 break
         else:
             return Proven(point, score, plan, passed_over=rank)
+        rank += 1
         if not found.error:
             refuted.append((reached(found.metrics, ground.slo), (point, score)))
     limits = limits_of(ground.slo)

@@ -7,11 +7,13 @@
 | keda-queue | 5 waiting per replica of a sum over pods, External | KEDA's prometheus trigger, as below |
 | vllm-stack-queue | 1 waiting in the whole fleet, Object | the vLLM production stack's HPA, as below |
 | running | 70 % of max_num_seqs running | the batch-size rule: stay below a full batch |
+| capacity | 80 and 60 % of what a replica runs at the highest rate that keeps the SLO | Little's law |
 
-The search starts from the article, queue and running; its winner is held against the article and the
-two queue rules that are deployed. KEDA's trigger is an AverageValue by default, so `threshold: "5"` on
-vllm:num_requests_waiting is 5 per replica; a Value target of 1 is multiplied at every sync for as long
-as the queue is longer, so that it overshoots while pods start.
+The search starts from the article, queue, running and capacity: under a tight TPOT a replica is at its
+limit long before its batch is full, and the batch-size rule asks for too few. Its winner is held
+against the article and the two queue rules that are deployed. KEDA's trigger is an AverageValue by
+default, so `threshold: "5"` on vllm:num_requests_waiting is 5 per replica; a Value target of 1 is
+multiplied at every sync for as long as the queue is longer, so that it overshoots while pods start.
 
 Source:  vllm-project/production-stack: helm/values.yaml (servingEngineSpec.modelSpec.keda) and
          tutorials/20-keda-autoscaling.md; tutorials/assets/hpa-10.yaml with
@@ -49,6 +51,7 @@ _STACK_WAITING = 1
 """In the whole fleet."""
 RUNNING: Mapping[str, float] = {REQUESTS_RUNNING: 0.7}
 """Share of max_num_seqs."""
+_OF_CAPACITY = (0.8, 0.6)
 USUAL: Mapping[str, float] = {
     "warm_spares": 0,
     "result_cache_size": 0,
@@ -98,7 +101,7 @@ def queue_hpas(max_replicas: int) -> dict[str, HpaSpec]:
 
 
 def first_points(
-    space: SearchSpace, variant: str, max_num_seqs: int, peak_replicas: int
+    space: SearchSpace, variant: str, max_num_seqs: int, peak_replicas: int, *, running: float
 ) -> Iterator[Point]:
     """Where to start: the rules, and fleets of a fixed size from the peak's need upwards.
 
@@ -106,11 +109,13 @@ def first_points(
     point that the space does not hold is moved to the nearest that it does.
 
     Args:    variant: on which; the fastest.
+             running: sequences that a replica runs at the highest rate that keeps the SLO.
     """
     assert space.min_replicas is not None
     assert space.max_replicas is not None
     low, high = space.min_replicas
-    for targets in RULES.values():
+    capacity = [{REQUESTS_RUNNING: share * running / max_num_seqs} for share in _OF_CAPACITY]
+    for targets in (*RULES.values(), *capacity):
         if tuple(targets) in space.metrics:
             yield _point(space, variant, max_num_seqs, targets, (low, space.max_replicas[1]))
     middle = {

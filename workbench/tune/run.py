@@ -51,6 +51,7 @@ def tune(
     seed: int = 0,
     sampler: Sampler = "tpe",
     objective: Objective = "cost",
+    early: bool = True,
     n_jobs: int = 1,
     ray: str | None = None,
     at_once: int = 4,
@@ -85,6 +86,9 @@ def tune(
              objective: `front` searches for the best of cost against attainment, without racing;
                  `Tuning.front()` is what it finds, and the winner is chosen as ever; where nothing
                  keeps the SLO it is what came nearest, and `Tuning.own_doubts` says so.
+             early: end a trial within a day in which it is certain that it clearly breaks the SLO or
+                 clearly costs more. The verdicts are the same; how far over it is the sampler learns
+                 of the part that was run, so that its next trials may be others.
              n_jobs: processes that simulate; where one dies, its trial has failed.
              ray: address of a Ray cluster whose CPUs simulate, in place of n_jobs ("auto": the one of
                  this host).
@@ -131,10 +135,11 @@ def tune(
         def job(point: Point, incumbent: tuple[float, ...]) -> Job:
             # A front needs every seed of every trial, or its points could not be compared.
             race = objective == "cost"
-            return twin.job(ground.plan_of(point), seeds, incumbent, race=race)
+            return twin.job(ground.plan_of(point), seeds, incumbent, race=race, early=early)
 
         def search_by(sampler: Sampler, objective: Objective, first: Sequence[Point]) -> Search:
             how = f"{sampler} {objective}, {at_once} at once" + ("" if first else ", from nothing")
+            how += "" if early else ", whole days"
             return Search(
                 storage,
                 _study_name(twin, seeds, seed, how),
@@ -152,6 +157,7 @@ def tune(
                 ground,
                 choice_seeds,
                 lambda plan, over: twin.scores([plan], over)[0],
+                lambda point: twin.scores([ground.plan_of(point)], seeds[:1])[0][0],
                 lambda doing: say(doing, _SEARCHED),
                 must_keep=must_keep,
             )
@@ -208,7 +214,11 @@ def tune(
 def _start(admitted: Admitted, ground: Ground) -> list[Point]:
     """The rules of practice, on the fastest variant."""
     seqs = admitted.seqs[admitted.fastest][0]
-    return list(first_points(ground.space, admitted.fastest, seqs, admitted.peak_replicas))
+    return list(
+        first_points(
+            ground.space, admitted.fastest, seqs, admitted.peak_replicas, running=admitted.running
+        )
+    )
 
 
 def _check(

@@ -210,6 +210,7 @@ def _plain(found: Score) -> dict[str, Any]:
         "hours": list(found.hours),
         "stopped": found.stopped,
         "error": found.error,
+        "partial": found.partial,
     }
 
 

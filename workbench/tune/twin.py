@@ -68,12 +68,13 @@ class Twin:
         incumbent: tuple[float, ...] = (),
         *,
         race: bool = True,
+        early: bool = False,
     ) -> Job:
         """A trial of a plan."""
         latency = self.ground.candidate(plan.variant.name).latency
         where = cluster_of(plan, self.cluster)
         return Job(
-            plan, self.workload, latency, tuple(seeds), where, self.simulate, incumbent, race
+            plan, self.workload, latency, tuple(seeds), where, self.simulate, incumbent, race, early
         )
 
     def scores(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[tuple[Score, ...]]:

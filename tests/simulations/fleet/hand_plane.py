@@ -127,6 +127,10 @@ class HandPlane:
             histograms={"tpot": r.tpot.copy()},
         )
 
+    def gauges(self, rows: Sequence[int]) -> Any:
+        found = [self.read(row) for row in rows]
+        return np.array([(r.running, r.waiting, r.kv_usage) for r in found]).reshape(-1, 3)
+
     def busy(self, row: int) -> tuple[float, float]:
         return self._rows[row].busy_s, self._rows[row].started_s
 

@@ -16,6 +16,7 @@ import pandas as pd
 from serving.hpa import REQUESTS_RUNNING, milli
 from serving.plan import EngineArgs, Plan, Quality, Slo, Variant
 from serving.values import Estimate
+from simulations.early import Stop
 from simulations.engine import estimate
 from simulations.fleet import Cluster
 from simulations.latency import ColdStart, FittedRange, LatencyModel
@@ -95,6 +96,8 @@ def simulate(
     *,
     seeds: Sequence[int],
     cluster: Cluster | None,
+    stop: Stop | None = None,
+    watched: bool = True,
 ) -> SimResult:
     """TTFT grows with the cube of what is missing; seeds differ by some percent."""
     speed = 0.02 / latency.base_s

@@ -116,7 +116,7 @@ def test_where_the_search_starts_lies_in_the_space(space: SearchSpace) -> None:
     import optuna
 
     own = sized(space)
-    points = list(first_points(own, "int8", 8, 4))
+    points = list(first_points(own, "int8", 8, 4, running=6.0))
     assert points
     for point in points:
         ground(own).plan_of(point)
