@@ -18,12 +18,12 @@ import pandas as pd
 
 from serving.plan import Variant
 from serving.values import Estimate
+from simulations import theme
 from workbench.compress.learning import learning_curves
 from workbench.compress.recipe import is_snapshot
 from workbench.measure.study import read_study
 from workbench.payoff import Payoff
 from workbench.progress import print_table
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
