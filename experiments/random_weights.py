@@ -86,10 +86,7 @@ def _layers(
         yield (
             {f"{at}.self_attn.{name}_proj.weight": sides for name, sides in attention.items()}
             | {f"{at}.mlp.{name}_proj.weight": sides for name, sides in mlp.items()},
-            {
-                f"{at}.{name}_layernorm.weight": (hidden,)
-                for name in ("input", "post_attention")
-            },
+            {f"{at}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")},
         )
     ends = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     if not config.get("tie_word_embeddings"):

@@ -175,10 +175,12 @@ def _scheme(quantization: Mapping[str, Any] | None, dtype: str) -> tuple[float, 
     return None
 
 
-def _bitsandbytes(quantization: Mapping[str, Any], dtype: str) -> tuple[float, str]:
+def _bitsandbytes(quantization: Mapping[str, Any], dtype: str) -> tuple[float, str] | None:
     """LLM.int8() has a scale per row; 4-bit weights one per block of 64, itself in 8 bits or in 32."""
     if quantization.get("load_in_8bit"):
         return 8, "int8"
+    if not quantization.get("load_in_4bit"):
+        return None
     return 4 + (8 if quantization.get("bnb_4bit_use_double_quant") else 32) / 64, dtype
 
 
