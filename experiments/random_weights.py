@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def write_checkpoint(shape: Path, out: Path, kind: str = "bf16", device: str = "
         shutil.copy(path, out)
     if kind in quantize:
         config["quantization_config"], store = quantize[kind]
-    where, total = {}, 0
+    where: dict[str, str] = {}
+    total = 0
     for i, (matrices, others) in enumerate(_layers(config)):
         file = f"model-{i:05}.safetensors"
         tensors: Tensors = {}
@@ -95,9 +97,9 @@ def _layers(
 
 
 def _nf4(name: str, weight: torch.Tensor) -> Tensors:
-    from bitsandbytes.functional import quantize_4bit
-
-    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    # Wanted for this kind alone, and not installed where there is no GPU.
+    functional = import_module("bitsandbytes.functional")
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     said = state.as_dict(packed=True)
     return {name: packed, **{f"{name}.{key}": tensor for key, tensor in said.items()}}
 
