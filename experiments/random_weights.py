@@ -1,9 +1,9 @@
-"""Random weights of a model's shape that cost what real ones cost: on disk, and in vLLM's `dummy` format.
+"""A checkpoint of random weights of a model's shape, which costs what real ones cost.
 
     python experiments/random_weights.py SHAPE OUT [bf16|bnb-nf4|bnb-int8]
 
 SHAPE is a folder with the config.json of a Llama; OUT becomes a checkpoint that vLLM loads. True for
-speed, size and power, meaningless for quality.
+speed, size and power, meaningless for quality. vLLM's `dummy` format: workbench/measure/dummies.py.
 """
 
 from __future__ import annotations
@@ -109,38 +109,6 @@ def _int8(name: str, weight: torch.Tensor) -> Tensors:
     rounded = (weight.float() / most[:, None] * 127).round().to(torch.int8)
     stem = name.removesuffix(".weight")
     return {name: rounded, f"{stem}.SCB": most, f"{stem}.weight_format": torch.tensor(0).byte()}
-
-
-def fill(tensor: torch.Tensor, *_: object, **__: object) -> None:
-    """Give a parameter values as real ones have them.
-
-    vLLM's own leaves integers as they were allocated and rounds all but some of FP8 to zero, which costs
-    the GPU less power than weights do.
-    """
-    with torch.no_grad():
-        if tensor.device.type == "meta" or not tensor.numel():
-            return
-        if tensor.dtype == torch.int8:
-            tensor.copy_((torch.randn(tensor.shape, device=tensor.device) * 40).clamp_(-127, 127))
-        elif not tensor.is_floating_point():
-            if tensor.dim() > 1:  # packed weights; vectors of integers are shapes and orders
-                tensor.view(torch.uint8).random_(0, 256)
-        elif tensor.dim() < 2:
-            tensor.fill_(1.0)  # norms, scales of a tensor
-        elif tensor.element_size() == 1:
-            tensor.copy_((torch.randn(tensor.shape, device=tensor.device) * 64).clamp_(-440, 440))
-        elif tensor.shape[-1] == 1:
-            tensor.fill_(4e-4)  # scales of rows
-        else:
-            tensor.copy_(torch.randn(tensor.shape, device=tensor.device) * _STD)
-
-
-def fill_dummies() -> None:
-    """Let vLLM in this process fill what it loads in the format `dummy` by `fill`."""
-    from vllm.model_executor.model_loader import dummy_loader, weight_utils
-
-    weight_utils.initialize_single_dummy_weight = fill
-    dummy_loader.initialize_single_dummy_weight = fill
 
 
 def main() -> None:
