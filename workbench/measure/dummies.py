@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 _STD = 0.02
+_FILLS = "initialize_single_dummy_weight"
 
 
 def fill(tensor: torch.Tensor, *_: object, **__: object) -> None:
@@ -35,5 +36,6 @@ def fill_dummies() -> None:
     """Let vLLM in this process fill what it loads in the format `dummy` by `fill`."""
     from vllm.model_executor.model_loader import dummy_loader, weight_utils
 
-    weight_utils.initialize_single_dummy_weight = fill
-    dummy_loader.initialize_single_dummy_weight = fill
+    for module in (weight_utils, dummy_loader):
+        if hasattr(module, _FILLS):  # which of the two holds it depends on the version
+            setattr(module, _FILLS, fill)
