@@ -42,8 +42,8 @@ def own() -> Iterator[None]:
 def test_vllm_fills_a_layer_by_it() -> None:
     layer = torch.nn.Linear(128, 64, bias=False)
     layer.weight = torch.nn.Parameter(torch.zeros(64, 128, dtype=torch.int8), requires_grad=False)
-    weight_utils.initialize_dummy_weights(layer, None)
+    dummy_loader.initialize_single_dummy_weight(layer.weight)
     assert not layer.weight.any(), "vLLM's own leaves integers as they were allocated"
     fill_dummies()
-    weight_utils.initialize_dummy_weights(layer, None)
+    dummy_loader.initialize_single_dummy_weight(layer.weight)
     assert float((layer.weight == 0).float().mean()) < 0.05
