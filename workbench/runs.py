@@ -66,36 +66,42 @@ class Logged:
     """What lies on disk and cannot be read, one line each."""
 
 
-def log_everything(workdir: Path, on_progress: OnProgress) -> Logged:
-    """Log every result under a data directory to MLflow; what is there is not added twice.
+def log_everything(workdir: Path, on_progress: OnProgress, *, store: Path | None = None) -> Logged:
+    """Log every result under a directory to MLflow; what is there is not added twice.
 
     Stages' results, points of stages that were cut off, studies, comparisons, capacities and single
     loads. A result that cannot be read is named and left out.
 
+    Args:    store: the data directory whose MLflow takes them; None is `workdir` itself. With another
+                 one, measurements that lie anywhere else in `workdir` are single loads, named by
+                 their path.
     Raises:  InputError: there is no such directory, or nothing in it.
              what the store raises (see `workbench.track.reached`).
     """
     if not workdir.is_dir():
-        raise InputError(f"--workdir(={str(workdir)!r}) is not there", remedy="Check the path.")
+        raise InputError(f"folder(={str(workdir)!r}) is not there", remedy="Check the path.")
     studies = studies_in(workdir)
     stages = [name for name in _STAGES if _left_something(workdir, name)]
-    singles = [f"{_LOADS}/{_POINT}", _COMPARISON, _CAPACITY]
-    if not (stages or studies or any(any(workdir.glob(pattern)) for pattern in singles)):
+    elsewhere = _elsewhere(workdir, [*studies, *(workdir / name for name in stages)])
+    loads = elsewhere if store else list((workdir / _LOADS).glob(_POINT))
+    groups = [path for pattern in (_COMPARISON, _CAPACITY) for path in workdir.glob(pattern)]
+    if not (stages or studies or loads or groups):
         raise InputError(
-            f"--workdir(={str(workdir)!r}) holds no results",
+            f"folder(={str(workdir)!r}) holds no results",
             remedy="Give the directory of a run, or make one with `workbench demo`.",
         )
     share = 0.0
-    tracker = Tracker(workdir, on_run=lambda name: on_progress(name, share))
+    tracker = Tracker(store or workdir, on_run=lambda name: on_progress(name, share))
     unreadable = _log_pipeline(tracker, workdir, stages)
     for number, folder in enumerate(studies, 1):
         share = number / (len(studies) + 2)
         unreadable += _log_study(tracker, folder)
     share = (len(studies) + 1) / (len(studies) + 2)
-    unreadable += _log_loads(tracker, workdir / _LOADS)
+    unreadable += _log_loads(tracker, loads, workdir if store else None)
     for pattern, add in ((_COMPARISON, tracker.comparison), (_CAPACITY, tracker.capacity)):
         unreadable += _readable((path.parent for path in workdir.glob(pattern)), add)[1]
-    (workdir / UNTRACKED).unlink(missing_ok=True)
+    if store is None:
+        (workdir / UNTRACKED).unlink(missing_ok=True)
     return Logged(tracker.added, tracker.known, tuple(unreadable))
 
 
@@ -151,10 +157,20 @@ def _log_study(tracker: Tracker, folder: Path) -> list[str]:
     return [*unreadable, *bad_points, *bad_failures]
 
 
-def _log_loads(tracker: Tracker, folder: Path) -> list[str]:
-    points, unreadable = _readable(folder.glob(_POINT), _point)
-    for point in points:
-        tracker.load(point, folder / point.name)
+def _elsewhere(folder: Path, known: Sequence[Path]) -> list[Path]:
+    """Measurements that belong to no study, stage, comparison or capacity."""
+    inside = {*known, *(folder / name for name in ("comparisons", "capacity", "mlartifacts"))}
+    return [p for p in folder.rglob("measurement.json") if not inside.intersection(p.parents)]
+
+
+def _log_loads(tracker: Tracker, heads: Iterable[Path], named_from: Path | None) -> list[str]:
+    unreadable = []
+    for head in sorted(heads):
+        points, bad = _readable([head], _point)
+        unreadable += bad
+        for point in points:
+            name = head.parent.relative_to(named_from).as_posix() if named_from else point.name
+            tracker.load(point.renamed(name), head.parent)
     return unreadable
 
 

@@ -135,6 +135,23 @@ def test_a_directory_without_results_is_named_and_stays_empty(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_results_that_lie_elsewhere_go_to_the_store_of_the_data_directory(
+    results: Results, tmp_path: Path
+) -> None:
+    elsewhere, store = tmp_path / "results", tmp_path / "runs"
+    study = elsewhere / "batching"
+    results.measurements[0].write(study / results.measurements[0].name)
+    Study(name="batching", question="?", concurrency=(1,)).write(study / "study.json")
+    results.measurements[1].write(elsewhere / "fidelity" / "calibration" / "loop")
+    before = sorted(elsewhere.rglob("*"))
+    for added, known in ((3, 0), (0, 3)):
+        done = log_everything(elsewhere, lambda doing, share: None, store=store)
+        assert (done.added, done.known, done.unreadable) == (added, known, ())
+    assert sorted(elsewhere.rglob("*")) == before
+    found = list_runs(store).set_index("experiment")["name"]
+    assert found["workbench-loads"] == "fidelity/calibration/loop"
+
+
 def test_progress_names_the_runs(logged: Path) -> None:
     said: list[tuple[str, float]] = []
     log_everything(logged, lambda doing, share: said.append((doing, share)))

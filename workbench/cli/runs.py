@@ -100,11 +100,22 @@ def runs(
         show(_short(chosen), as_json=False)
 
 
-@app.command(epilog="Example: workbench log --workdir runs")
+@app.command(
+    epilog="Examples: workbench log --workdir runs · "
+    "workbench log experiments/results/h100 --workdir runs"
+)
 @guarded
-def log(workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Add to MLflow what lies in a data directory and is not there yet."""
-    if not workdir.is_dir():
+def log(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Results that lie elsewhere.", show_default="the data directory"),
+    ] = None,
+    workdir: Workdir = DEFAULT_WORKDIR,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Add to MLflow what lies in a data directory, or in another folder, and is not there yet."""
+    if folder is None and not workdir.is_dir():
         raise InputError(f"--workdir(={str(workdir)!r}) is not there", remedy="Check the path.")
     with display(workdir, "Log to MLflow", as_json=as_json) as on_progress:
         from workbench.runs import log_everything
@@ -112,7 +123,8 @@ def log(workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False, debug: Debu
 
         uri = chosen_uri(workdir)
         with reached(uri):
-            done = log_everything(workdir, on_progress)
+            store = None if folder is None else workdir
+            done = log_everything(folder or workdir, on_progress, store=store)
     for line in done.unreadable:
         typer.echo(f"left out: {line}", err=True)
     if as_json:

@@ -167,10 +167,21 @@ def _scheme(quantization: Mapping[str, Any] | None, dtype: str) -> tuple[float, 
         return _compressed(list((quantization.get("config_groups") or {}).values()), dtype)
     if method == "fp8":
         return 8, "float8_e4m3"
+    if method == "bitsandbytes":
+        return _bitsandbytes(quantization, dtype)
     if method in ("gptq", "awq") and quantization.get("bits"):
         bits, group = float(quantization["bits"]), int(quantization.get("group_size") or -1)
         return bits + (_BITS[dtype] / group if group > 0 else 0), dtype
     return None
+
+
+def _bitsandbytes(quantization: Mapping[str, Any], dtype: str) -> tuple[float, str] | None:
+    """LLM.int8() has a scale per row; 4-bit weights one per block of 64, itself in 8 bits or in 32."""
+    if quantization.get("load_in_8bit"):
+        return 8, "int8"
+    if not quantization.get("load_in_4bit"):
+        return None
+    return 4 + (8 if quantization.get("bnb_4bit_use_double_quant") else 32) / 64, dtype
 
 
 def _compressed(groups: list[Mapping[str, Any]], dtype: str) -> tuple[float, str] | None:

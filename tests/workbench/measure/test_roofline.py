@@ -91,6 +91,17 @@ def test_a_model_of_one_layer_by_hand(tmp_path: Path) -> None:
         (compressed(4, group=8), 576 * 6 // 8 + 2 * 280, "bfloat16"),
         ({"quant_method": "fp8"}, 576 + 2 * 280, "float8_e4m3"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 16}, 360 + 2 * 280, "bfloat16"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 576 + 2 * 280, "int8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 324 + 2 * 280, "bfloat16"),
+        (
+            {
+                "quant_method": "bitsandbytes",
+                "load_in_4bit": True,
+                "bnb_4bit_use_double_quant": True,
+            },
+            297 + 2 * 280,
+            "bfloat16",
+        ),
     ],
 )
 def test_quantized_linear_layers_beside_a_head_that_is_not(
