@@ -63,4 +63,4 @@ ui: .venv/.installed  ## compare the tracked runs in MLflow
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(WORKDIR)/mlflow.db
 
 clean:  ## remove the environment and caches, keep the runs
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from simulations import theme
 from workbench.measure.roofline import Ceilings
 from workbench.measure.study import StudyResult, read_study
 from workbench.payoff import CLAIM_SIZE, CLAIM_SPEED, Payoff
 from workbench.progress import print_table
-from workbench.report import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -40,7 +40,7 @@ Tpot = Annotated[float | None, typer.Option("--tpot-p99", help="SLO: p99 TPOT in
 E2e = Annotated[float | None, typer.Option("--e2e-p99", help="SLO: p99 E2E latency in seconds.")]
 PeakRps = Annotated[
     float | None,
-    typer.Option(help="Requests a second in the busiest hour.", show_default="5 replicas' worth"),
+    typer.Option(help="Requests a second in the busiest hour.", show_default="4 replicas' worth"),
 ]
 Numbers = Annotated[str | None, typer.Option(help="Comma-separated.")]
 DEFAULT_WORKDIR = Path("runs")

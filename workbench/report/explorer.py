@@ -178,7 +178,7 @@ class Explorer:
 
     def controls(self, **picked: Any) -> Any:
         """Sliders for promise, peak and day, and an output that follows them once they rest."""
-        import ipywidgets as widgets  # type: ignore[import-untyped]
+        import ipywidgets as widgets
 
         style = {"description_width": "11em"}
         wide = widgets.Layout(width="32em")
