@@ -1,6 +1,6 @@
 """The cheapest autoscaler of a day, beside what people use and what nobody can beat.
 
-    python -m experiments.autoscaling [FILE] [--out FOLDER] [--quick] [--ray ADDRESS]
+    python -m experiments.autoscaling [FILE] [--out FOLDER] [--ray ADDRESS]
     python -m experiments.autoscaling [FILE] --read FOLDER [--bundle FOLDER]
 
 FILE is experiments/autoscaling.yaml unless given. Leaves the search's tables and figures in FOLDER; a
@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +44,7 @@ class Declared(Value):
     latency: Path
     """A latency model, or a result of `workbench fidelity` that holds one; beside this file."""
     model: str
-    revision: str
+    revision: str | None = None
     """Which commit of the model is shipped; what was measured has its shape."""
     engine: EngineArgs
     slo: Slo
@@ -61,17 +59,9 @@ class Declared(Value):
     """{baseline: the winner's GPU hours over its own that are claimed}."""
 
     @classmethod
-    def load(cls, path: Path, *, quick: bool) -> Declared:
-        """Read a declaration; quick applies the changes that it names for a first look."""
-        fields: dict[str, Any] = yaml.safe_load(path.read_text())
-        changes = fields.pop("quick", {})
-        for name, value in changes.items() if quick else ():
-            *above, last = name.split(".")
-            place = fields
-            for part in above:
-                place = place[part]
-            place[last] = deepcopy(value)
-        return cls.model_validate(fields)
+    def load(cls, path: Path) -> Declared:
+        """Read a declaration."""
+        return cls.model_validate(yaml.safe_load(path.read_text()))
 
     def candidate(self) -> Candidate:
         """The variant with the model of its steps."""
@@ -131,14 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=HERE / "autoscaling.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/autoscaling"))
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--ray", help="address of a Ray cluster that runs the trials")
     parser.add_argument(
         "--read", type=Path, help="folder of a search that is over: its answer alone"
     )
     parser.add_argument("--bundle", type=Path, help="with --read: export the winner there")
     asked = parser.parse_args()
-    declared = Declared.load(asked.file, quick=asked.quick)
+    declared = Declared.load(asked.file)
     if asked.read is not None:
         tuning = Tuning.read(asked.read)
         say(declared, tuning)

@@ -50,7 +50,7 @@ def test_the_command_is_of_what_reads_the_file(file: Path) -> None:
     words = shlex.split(found.command)
     assert any(Path(word).resolve() == file for word in words)
     if words[:3] == ["python", "-m", "experiments.autoscaling"]:
-        autoscaling.Declared.load(file, quick="--quick" in words)
+        autoscaling.Declared.load(file)
         return
     assert words[0] == "workbench"
     readers: dict[str, Callable[[Path], object]] = {

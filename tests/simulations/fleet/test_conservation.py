@@ -151,7 +151,7 @@ def test_the_engine_twin_loses_none_either(
         release=release,
     )
     made.run()
-    ended = request_frame(made.data.requests)["outcome"].value_counts()
+    ended = request_frame(made.data.requests)["outcome"].astype(str).value_counts()
     assert set(ended.index) <= {"answered", "failed", "unfinished"}
     assert ended.get("unfinished", 0) == made.data.at_gateway
     readings = [r for found in made.pods.retired.values() for r in found]
