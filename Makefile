@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs
 
+# Tests of one file share its servers. What real vLLM is asked is measured, so that runs alone.
+TWO := -n 2 --dist loadfile
 # Starts no server, no browser and no compiler, and loads no pytest plugin that takes seconds to load.
-QUICK := -p no:nbmake -p no:schemathesis -m "not vllm and not e2e and not slow" --dist loadfile \
+QUICK := -p no:nbmake -p no:schemathesis -m "not vllm and not e2e and not slow" \
 	tests/test_architecture.py tests/test_packaging.py tests/test_documents.py \
 	tests/serving/test_hpa.py tests/serving/test_hpa_refusals.py tests/serving/test_signals.py \
 	tests/serving/test_logs_report.py tests/serving/doctor \
@@ -32,13 +34,15 @@ lint: .venv/.installed  ## ruff and mypy
 	$(BIN)/mypy
 
 check: lint  ## the inner loop, under a minute: lint, types, and the unit tests that are quick
-	$(BIN)/pytest -q -n 2 $(QUICK)
+	$(BIN)/pytest -q $(TWO) $(QUICK)
 
 test: lint  ## everything: lint, types, unit, theory, property and contract tests, real vLLM, notebooks
-	$(BIN)/pytest --nbmake notebooks tests
+	$(BIN)/pytest $(TWO) -m "not vllm and not e2e" tests
+	$(BIN)/pytest -m "vllm or e2e" tests
+	$(BIN)/pytest --nbmake notebooks
 
 coverage: .venv/.installed  ## which lines the tests without vLLM run (build/coverage/index.html)
-	$(BIN)/pytest -q -m "not vllm and not e2e" --cov --cov-report=term:skip-covered --cov-report=html tests
+	$(BIN)/pytest -q $(TWO) -m "not vllm and not e2e" --cov --cov-report=term:skip-covered --cov-report=html tests
 
 docs: .venv/.installed  ## execute the notebooks, then build the site (build/site/index.html)
 	PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks \
