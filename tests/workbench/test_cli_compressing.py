@@ -138,3 +138,10 @@ def test_payoff_goes_from_a_file_to_a_page(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/measurement.json")} == before
     assert "Of the variants that keep the quality" in " ".join(again.stdout.split())
+
+
+def test_a_lineage_of_nothing_says_what_makes_a_variant(tmp_path: Path) -> None:
+    done = workbench("compress", "lineage", workdir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "holds no variants. Make one: workbench compress quantize" in done.stdout
+    assert json.loads(workbench("compress", "lineage", "--json", workdir=tmp_path).stdout) == []

@@ -102,6 +102,9 @@ def show_variants(workdir: Path, variants: list[Variant], *, as_json: bool) -> N
     """Print the lineage with sizes, quality and notes."""
     from workbench.tables import variant_table
 
+    if not variants and not as_json:
+        typer.echo(f"{workdir} holds no variants. Make one: workbench compress quantize int8-gptq")
+        return
     settings = settings_of(workdir)
     show(variant_table(variants, settings.slo.max_quality_loss), as_json=as_json)
     if not as_json:
