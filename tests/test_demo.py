@@ -124,6 +124,8 @@ def test_ctrl_c_leaves_no_process_and_keeps_finished_work(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Whoever starts the tests in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (home / "sweep" / "begun.json").exists():
         assert process.poll() is None, process.communicate()[0]

@@ -9,11 +9,11 @@
 | running | 70 % of max_num_seqs running | the batch-size rule: stay below a full batch |
 | capacity | 80 and 60 % of what a replica runs at the highest rate that keeps the SLO | Little's law |
 
-The search starts from the article, queue, running and capacity: under a tight TPOT a replica is at its
-limit long before its batch is full, and the batch-size rule asks for too few. Its winner is held
-against the article and the two queue rules that are deployed. KEDA's trigger is an AverageValue by
-default, so `threshold: "5"` on vllm:num_requests_waiting is 5 per replica; a Value target of 1 is
-multiplied at every sync for as long as the queue is longer, so that it overshoots while pods start.
+The search starts from the article, queue, running, fixed fleets and capacity: under a tight TPOT a
+replica is at its limit long before its batch is full, and the batch-size rule asks for too few. Its
+winner is held against the article and the two queue rules that are deployed. KEDA's trigger is an
+AverageValue by default, so `threshold: "5"` on vllm:num_requests_waiting is 5 per replica; a Value target
+of 1 is multiplied at every sync for as long as the queue is longer: it overshoots while pods start.
 
 Source:  vllm-project/production-stack: helm/values.yaml (servingEngineSpec.modelSpec.keda) and
          tutorials/20-keda-autoscaling.md; tutorials/assets/hpa-10.yaml with
@@ -103,10 +103,10 @@ def queue_hpas(max_replicas: int) -> dict[str, HpaSpec]:
 def first_points(
     space: SearchSpace, variant: str, max_num_seqs: int, peak_replicas: int, *, running: float
 ) -> Iterator[Point]:
-    """Where to start: the rules, and fleets of a fixed size from the peak's need upwards.
+    """Where to start: the rules, fleets of a fixed size from the peak's need upwards, and the capacity.
 
-    The fixed ones are there so that the search knows early what keeping the SLO costs at most. A
-    point that the space does not hold is moved to the nearest that it does.
+    The fixed ones are there so that a short search too has something that keeps the SLO. A point that
+    the space does not hold is moved to the nearest that it does.
 
     Args:    variant: on which; the fastest.
              running: sequences that a replica runs at the highest rate that keeps the SLO.
@@ -114,10 +114,10 @@ def first_points(
     assert space.min_replicas is not None
     assert space.max_replicas is not None
     low, high = space.min_replicas
-    capacity = [{REQUESTS_RUNNING: share * running / max_num_seqs} for share in _OF_CAPACITY]
-    for targets in (*RULES.values(), *capacity):
+    follows = (low, space.max_replicas[1])
+    for targets in RULES.values():
         if tuple(targets) in space.metrics:
-            yield _point(space, variant, max_num_seqs, targets, (low, space.max_replicas[1]))
+            yield _point(space, variant, max_num_seqs, targets, follows)
     middle = {
         name: (space.targets[name].low * space.targets[name].high) ** 0.5
         for name in space.metrics[0]
@@ -125,6 +125,9 @@ def first_points(
     sizes = range(peak_replicas, high + 1, max(1, (high - peak_replicas) // 2))
     for size in sorted({min(max(n, low), high, space.max_replicas[1]) for n in sizes}):
         yield _point(space, variant, max_num_seqs, middle, (size, size))
+    for share in _OF_CAPACITY if (REQUESTS_RUNNING,) in space.metrics else ():
+        targets = {REQUESTS_RUNNING: share * running / max_num_seqs}
+        yield _point(space, variant, max_num_seqs, targets, follows)
 
 
 def _point(
