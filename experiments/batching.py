@@ -62,11 +62,9 @@ def figure(result: StudyResult) -> go.Figure:
             mode="lines+markers",
             line={"color": looks[name].colour, "width": 2},
             marker={"symbol": looks[name].symbol, "size": 8},
-            error_y={
-                "array": [row["high"] - row["gain"] for row in rows.values()],
-                "arrayminus": [row["gain"] - row["low"] for row in rows.values()],
-                "symmetric": False,
-            },
+            error_y=theme.error_bars(
+                *([row[end] for row in rows.values()] for end in ("gain", "low", "high"))
+            ),
             hovertemplate="batch %{x}: %{y:.2f}x",
         )
     theme.limit_line(drawn, CLAIM, "the article: 5x at batch 32")

@@ -122,11 +122,7 @@ def figures(found: Found, prompt_tokens: int = 128, output_tokens: int = 128) ->
             "line": {"color": look.colour, "width": 2},
             "marker": {"symbol": look.symbol, "size": 8},
         }
-        bars = {
-            "array": track["high"] - track["speedup"],
-            "arrayminus": track["speedup"] - track["low"],
-            "symmetric": False,
-        }
+        bars = theme.error_bars(track["speedup"], track["low"], track["high"])
         speed.add_scatter(y=track["speedup"], error_y=bars, **drawn)
         energy.add_scatter(y=track["joules_per_token"], **drawn)
     return [speed, energy]

@@ -205,11 +205,7 @@ def _scatter(
         mode="lines+markers" if lines else "markers",
         line={"color": look.colour, "width": 2},
         marker={"symbol": look.symbol, "size": 8, "color": look.colour},
-        error_y={
-            "array": rows[f"{what}_high"] - rows[what],
-            "arrayminus": rows[what] - rows[f"{what}_low"],
-            "symmetric": False,
-        },
+        error_y=theme.error_bars(rows[what], rows[f"{what}_low"], rows[f"{what}_high"]),
         text=rows.get("variant", None),
         hovertemplate="%{text} %{x:.4g}: %{y:.4f}",
     )

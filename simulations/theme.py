@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -69,6 +72,12 @@ def log_axis(title: str, values: Iterable[float]) -> dict[str, Any]:
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     labels = [f"{tick:g}" for tick in ticks]
     return axis(title, type="log", tickvals=ticks, ticktext=labels)
+
+
+def error_bars(value: ArrayLike, low: ArrayLike, high: ArrayLike, **look: Any) -> dict[str, Any]:
+    """Bars from low to high around values, as a trace's error_x or error_y."""
+    at, least, most = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (value, low, high))
+    return {"array": most - at, "arrayminus": at - least, "symmetric": False, **look}
 
 
 def canvas(title: str, x: dict[str, Any], y: dict[str, Any], **options: Any) -> go.Figure:

@@ -28,14 +28,14 @@ class Spare:
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._gauge = metrics.dependency
-        self._told = False
         self._again_s = 0.0
         self._late = 0
-        self.up = True
+        self.up: bool | None = None
+        """None before it was first asked."""
 
     async def ask(self, what: Callable[[], Awaitable[T]]) -> T | None:
         """What it answers; None where it does not."""
-        if not self.up and time.monotonic() < self._again_s:
+        if self.up is False and time.monotonic() < self._again_s:
             return None
         try:
             if self._timeout_s is None:
@@ -54,17 +54,15 @@ class Spare:
             return None
         self._late = 0
         if not self.up:
+            if self.up is False:
+                logger().info("dependency is up", dependency=self.name)
             self.up = True
-            logger().info("dependency is up", dependency=self.name)
-        if not self._told:
-            self._told = True
             self._gauge.labels(self.name).set(1)
         return answer
 
     def _down(self, error: Exception) -> None:
         self._again_s = time.monotonic() + self._retry_s
-        if self.up:
+        if self.up is not False:
             self.up = False
-            self._told = False
             self._gauge.labels(self.name).set(0)
             logger().warning("dependency is down", dependency=self.name, reason=repr(error))

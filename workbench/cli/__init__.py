@@ -13,6 +13,7 @@ from workbench.cli import (
     examples,
     fidelity,
     measuring,
+    models,
     payoff,
     questions,
     runs,
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(stages.app)
+app.add_typer(models.app, name="model")
 app.add_typer(compressing.app, name="compress")
 app.add_typer(measuring.app)
 app.add_typer(questions.app)

@@ -311,12 +311,7 @@ def decode_steps(measurements: Sequence[Measurement], model: LatencyModel) -> go
         mode="markers",
         name="measured, p10 to p90",
         marker={"color": theme.BLUE, "size": 8},
-        error_y={
-            "array": measured[0.9] - measured[0.5],
-            "arrayminus": measured[0.5] - measured[0.1],
-            "symmetric": False,
-            "thickness": 1,
-        },
+        error_y=theme.error_bars(measured[0.5], measured[0.1], measured[0.9], thickness=1),
         hovertemplate="%{x} sequences: %{y:.2f} ms",
     )
     figure.add_scatter(
@@ -344,12 +339,8 @@ def _lines(
         look = looks[str(name)]
         bars = None
         if f"{column}_low" in table:
-            bars = {
-                "array": rows[f"{column}_high"] - rows[column],
-                "arrayminus": rows[column] - rows[f"{column}_low"],
-                "symmetric": False,
-                "thickness": 1,
-            }
+            low, high = rows[f"{column}_low"], rows[f"{column}_high"]
+            bars = theme.error_bars(rows[column], low, high, thickness=1)
         figure.add_scatter(
             x=rows["batch"],
             y=rows[column],

@@ -86,12 +86,9 @@ def recovery_by_tokens(variants: Sequence[Variant]) -> go.Figure | None:
             mode="lines+markers",
             line={"color": look.colour, "width": 2},
             marker={"symbol": look.symbol, "size": 8},
-            error_y={
-                "array": curve["perplexity_ratio_high"] - score,
-                "arrayminus": score - curve["perplexity_ratio_low"],
-                "symmetric": False,
-                "thickness": 1,
-            },
+            error_y=theme.error_bars(
+                score, curve["perplexity_ratio_low"], curve["perplexity_ratio_high"], thickness=1
+            ),
             customdata=100 * curve["recovery"],
             hovertemplate="%{x:,} tokens: %{y:.3f}×, %{customdata:.1f} % of the tasks kept",
         )

@@ -126,12 +126,7 @@ def speedup_by_batch(payoff: Payoff, rows: pd.DataFrame, lengths: str) -> go.Fig
             mode="lines+markers",
             line={"color": look.colour, "width": 2},
             marker={"symbol": look.symbol, "size": 8},
-            error_y={
-                "array": track["high"] - track["speedup"],
-                "arrayminus": track["speedup"] - track["low"],
-                "symmetric": False,
-                "thickness": 1,
-            },
+            error_y=theme.error_bars(track["speedup"], track["low"], track["high"], thickness=1),
             hovertemplate="batch %{x}: %{y:.2f}×",
         )
     figure.add_hline(y=1, line={"color": theme.GREY, "width": 1, "dash": "dot"})
@@ -196,9 +191,4 @@ def _mark(row: Any) -> str:
 def _bar(value: float, low: float, high: float) -> dict[str, Any]:
     if low != low or high != high:
         return {}
-    return {
-        "array": [high - value],
-        "arrayminus": [value - low],
-        "symmetric": False,
-        "thickness": 1,
-    }
+    return theme.error_bars(value, low, high, thickness=1)

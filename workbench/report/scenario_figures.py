@@ -84,11 +84,7 @@ def scenario_figure(found: StudyAnswer) -> go.Figure:
                     "color": looks[cell.arm].colour,
                     "size": 9,
                 },
-                error_x={
-                    "array": [cell.value.high - cell.value.value],
-                    "arrayminus": [cell.value.value - cell.value.low],
-                    "symmetric": False,
-                },
+                error_x=theme.error_bars(cell.value.value, cell.value.low, cell.value.high),
                 hovertemplate="%{y}: %{x:.4g}",
             )
     if found.limit is not None:

@@ -92,7 +92,7 @@ def _lines(
             mode="lines+markers",
             line={"color": looks[length].colour, "dash": dashes[label], "width": 2},
             marker={"symbol": looks[length].symbol, "size": 7},
-            error_y={"array": high - mean, "arrayminus": mean - low, "symmetric": False},
+            error_y=theme.error_bars(mean, low, high),
             hovertemplate=f"%{{x:g}}: %{{y:.4g}} {unit}",
         )
     return figure

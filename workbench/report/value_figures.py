@@ -101,12 +101,7 @@ def ratios(comparison: Comparison) -> go.Figure:
     figure.add_scatter(
         x=rows["ratio"],
         y=rows["metric"],
-        error_x={
-            "array": rows["high"] - rows["ratio"],
-            "arrayminus": rows["ratio"] - rows["low"],
-            "symmetric": False,
-            "thickness": 1.5,
-        },
+        error_x=theme.error_bars(rows["ratio"], rows["low"], rows["high"], thickness=1.5),
         mode="markers",
         name="ratio with its 95 % interval",
         marker={"color": theme.BLUE, "size": 9},
