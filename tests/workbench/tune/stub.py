@@ -142,14 +142,18 @@ def killing(plan: Plan, *args: Any, **kwargs: Any) -> SimResult:
     return simulate(plan, *args, **kwargs)
 
 
-def telling_where(*args: Any, **kwargs: Any) -> SimResult:
-    """Slow enough for both nodes to get something to do; GPU hours tell which it was."""
+def telling_where(folder: Path, *args: Any, **kwargs: Any) -> SimResult:
+    """Goes on when both nodes have something to do; GPU hours tell which this one was."""
     import ray
 
-    time.sleep(0.5)
+    node = ray.get_runtime_context().get_node_id()
+    (folder / node).touch()
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
     result = simulate(*args, **kwargs)
-    node = float(int(ray.get_runtime_context().get_node_id()[:8], 16))
-    hours = {"gpu_hours": Estimate(value=node, low=node, high=node, n=1)}
+    told = float(int(node[:8], 16))
+    hours = {"gpu_hours": Estimate(value=told, low=told, high=told, n=1)}
     return SimResult(**(vars(result) | {"metrics": {**result.metrics, **hours}}))
 
 
