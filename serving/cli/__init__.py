@@ -5,8 +5,10 @@ from __future__ import annotations
 import typer
 
 from serving.cli import doctor, gateway, kb, logs, rollout
+from serving.cli.common import Commands
 
 app = typer.Typer(
+    cls=Commands,
     name="serving",
     help="Serve a chat model: the gateway in front of vLLM, its rollouts, knowledge base and logs.",
     epilog="Start with: serving gateway --replica http://127.0.0.1:8000 --model NAME",

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from serving.errors import WorkbenchError
 from serving.values import one_line
 
 P = ParamSpec("P")
+
+
+class Commands(TyperGroup):
+    """Commands whose options name the value that they can't take, which typer leaves out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                value = error.__cause__.errors(include_url=False)[0]["input"]
+                error.message = f"{value!r}. {error.message}"
+            raise
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:

@@ -135,6 +135,13 @@ def test_an_unknown_option_is_refused() -> None:
     assert "--modle" in done.stderr
 
 
+def test_a_value_of_the_wrong_type_is_named() -> None:
+    done = workbench("load", "--rate", "fast")
+    assert done.exit_code == 2
+    assert "'--rate': 'fast'" in done.stderr
+    assert "valid number" in done.stderr
+
+
 def test_nothing_is_written_outside_the_workdir(tmp_path: Path) -> None:
     workbench("tune", "--workdir", "data")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from serving.cli.common import Commands
 from workbench.cli import (
     compressing,
     doctor,
@@ -25,6 +26,7 @@ from workbench.cli.common import guarded
 __all__ = ["app", "guarded", "main"]
 
 app = typer.Typer(
+    cls=Commands,
     name="workbench",
     help="Measure, simulate, tune and export LLM serving: from a model to a verified plan.",
     epilog="Start with: workbench demo",
