@@ -66,7 +66,7 @@ def traced(measurement: Measurement) -> tuple[Traced, ...]:
     chosen = sample(table)
     rows = table.loc[list(chosen)].sort_values("scheduled_s", kind="stable")
     return tuple(
-        _traced(row, chosen[at], begin_ms)
+        _traced({str(name): value for name, value in row.items()}, chosen[at], begin_ms)
         for at, row in zip(rows.index, rows.to_dict("records"), strict=True)
     )
 
@@ -109,14 +109,16 @@ def _traced(row: Mapping[str, Any], chosen: str, begin_ms: int) -> Traced:
 def write(client: MlflowClient, experiment_id: str, run_id: str, traces: Sequence[Traced]) -> None:
     """Add traces to a run, those with the same number in place of those that are there.
 
-    Not by MLflow's decorators and spans: they time what runs now, write to one store per process, and keep
-    quiet about what they could not write.
+    Not by MLflow's decorators and spans: they time what runs now, write to one store per process, and
+    keep quiet about what they could not write.
 
     Raises:  what the store raises; NotImplementedError: it takes no traces.
     """
     from mlflow.tracing.client import TracingClient
 
-    keys = [hashlib.sha256(f"{run_id}/{trace.number}".encode()).hexdigest()[:32] for trace in traces]
+    keys = [
+        hashlib.sha256(f"{run_id}/{trace.number}".encode()).hexdigest()[:32] for trace in traces
+    ]
     spans = [span for trace, key in zip(traces, keys, strict=True) for span in _spans(trace, key)]
     TracingClient(client.tracking_uri).log_spans(experiment_id, spans)
     client.link_traces_to_run([f"tr-{key}" for key in keys], run_id)
