@@ -64,7 +64,10 @@ def lineage_figure(variants: Sequence[Variant], max_quality_loss: float) -> go.F
 
 
 def kept_by_size(variants: Sequence[Variant], max_quality_loss: float) -> go.Figure:
-    """Quality kept against how many times smaller the files are than the parent's."""
+    """Quality kept against how many times smaller the files are than the parent's.
+
+    Students on the way to another are left out: they are as small as it.
+    """
     parent = next((v for v in variants if v.parent is None), None)
     looks = theme.looks([v.name for v in variants], parent.name if parent else None)
     figure = theme.canvas(
@@ -72,7 +75,7 @@ def kept_by_size(variants: Sequence[Variant], max_quality_loss: float) -> go.Fig
         theme.axis("times smaller than the parent (×)"),
         theme.axis("task accuracy kept (% of the parent's)"),
     )
-    for variant in variants:
+    for variant in (v for v in variants if not is_snapshot(v)):
         if parent is None or variant.quality is None or not variant.size_bytes:
             continue
         kept = variant.quality.recovery
@@ -81,9 +84,7 @@ def kept_by_size(variants: Sequence[Variant], max_quality_loss: float) -> go.Fig
             x=[parent.size_bytes / variant.size_bytes],
             y=values[:1],
             name=variant.name,
-            mode="markers+text",
-            text=[variant.name],
-            textposition="top center",
+            mode="markers",
             marker={
                 "symbol": looks[variant.name].symbol,
                 "color": looks[variant.name].colour,
