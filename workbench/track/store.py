@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.measure.study import StudyResult
+    from workbench.verify import Verification
 
 _KEY = "workbench.key"
 _PARENT = "workbench.parent"
@@ -117,6 +118,10 @@ class Tracker:
     def variant(self, variant: Variant) -> str:
         """A variant that was made by itself; returns the run id."""
         return self.log(records.of_variant(variant))
+
+    def verification(self, verification: Verification) -> str:
+        """A bundle that was verified by itself, with its requests as traces; returns the run id."""
+        return self.log(records.of_verification(verification))
 
     def comparison(self, folder: Path) -> str:
         """A paired comparison that lies in `folder`: a parent, and a run per measurement."""
