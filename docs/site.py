@@ -147,10 +147,18 @@ def _command(name: str) -> str:
     """The reference of a command, which is its own help."""
     module = __import__(f"{name}.cli", fromlist=["app"])
     command = typer.main.get_command(module.app)
+    _say_all(command)
     context = typer.Context(command, info_name=name)
     text = get_docs_for_click(obj=command, ctx=context, name=name)
     # Lines of one option each; what is in angle brackets or squared is no HTML and no link.
     return text.replace("[default: ", "\\[default: ").replace("[required]", "\\[required]")
+
+
+def _say_all(command: Any) -> None:
+    """Lists of commands hold whole sentences here, where a terminal has room for 45 characters."""
+    for below in getattr(command, "commands", {}).values():
+        below.short_help = (below.help or "").split("\n\n")[0].replace("\n", " ")
+        _say_all(below)
 
 
 def _public_names() -> str:

@@ -30,6 +30,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_reference_says_what_a_command_does_in_whole_sentences(site: Path) -> None:
+    listed = (site / "reference" / "workbench.html").read_text()
+    assert "a second run resumes where the last one stopped." in listed
+    assert not re.findall(r"<li>\s*<p?>?<code>[\w-]+</code>:[^<]*\.\.\.\s*</", listed)
+
+
 def test_every_page_is_there_and_loads_nothing_from_elsewhere(site: Path) -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         built = site / page.relative_to(ROOT / "docs").with_suffix(".html")

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ _PLAIN_EVERY_S = 5.0
 def quiet(log: Path, *, to_stderr: bool = False) -> Iterator[IO[str]]:
     """Send this process's standard output and error, and its children's, to a log file.
 
+    In a notebook too: `with quiet(folder / "libraries.log"): ...`; widgets such as `bar` are still seen.
+
     Yields a stream that still reaches what was standard output, or standard error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def quiet(log: Path, *, to_stderr: bool = False) -> Iterator[IO[str]]:
     saved = [os.dup(descriptor) for descriptor in (1, 2)]
     # Only this stream may keep the user's terminal: children must not inherit it.
     terminal = os.fdopen(os.dup(saved[to_stderr]), "w", buffering=1)
-    with log.open("ab") as target:
+    with log.open("ab") as target, _kernel_streams(log):
         try:
             for descriptor in (1, 2):
                 os.dup2(target.fileno(), descriptor)
@@ -56,6 +58,20 @@ def quiet(log: Path, *, to_stderr: bool = False) -> Iterator[IO[str]]:
                 os.dup2(original, descriptor)
                 os.close(original)
             terminal.close()
+
+
+@contextmanager
+def _kernel_streams(log: Path) -> Iterator[None]:
+    """The same for a Jupyter kernel's sys.stdout and sys.stderr, which write to no descriptor.
+
+    A library keeps the stream that it finds when it is imported, so the log stays open.
+    """
+    if "ipykernel" not in type(sys.stdout).__module__:
+        yield
+        return
+    kept = log.open("a", buffering=1)
+    with redirect_stdout(kept), redirect_stderr(kept):
+        yield
 
 
 class Stages:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from serving.doctor.bundle import Bundle
 from serving.doctor.examine import diagnose, examine
-from serving.doctor.finding import Finding, verdict
+from serving.doctor.finding import Finding, Findings, verdict
 from serving.doctor.machine import Machine
 from serving.doctor.probe import probe
 
-__all__ = ["Bundle", "Finding", "Machine", "diagnose", "examine", "probe", "verdict"]
+__all__ = ["Bundle", "Finding", "Findings", "Machine", "diagnose", "examine", "probe", "verdict"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.doctor import coldstart, gpus, headroom, host, software
 from serving.doctor.bundle import Bundle
-from serving.doctor.finding import Finding
+from serving.doctor.finding import Finding, Findings
 from serving.doctor.machine import Machine
 from serving.doctor.probe import probe
 
@@ -22,12 +22,12 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(machine: Machine, bundle: Bundle | None = None) -> tuple[Finding, ...]:
+def examine(machine: Machine, bundle: Bundle | None = None) -> Findings:
     """What every check finds; without a bundle those of the machine alone say something."""
-    return tuple(check(machine, bundle) for check in CHECKS)
+    return Findings(check(machine, bundle) for check in CHECKS)
 
 
-def diagnose(folder: Path | None = None) -> tuple[Finding, ...]:
+def diagnose(folder: Path | None = None) -> Findings:
     """Probe this machine and examine it, for the bundle in a folder or for none.
 
     Raises:  BundleError: no bundle, or one that cannot be read.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 from typing import Literal
 
-from serving.values import Value
+from serving.values import Value, shown_html
 
 Status = Literal["pass", "warn", "fail", "skip"]
+_SIGNS: dict[Status, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skip": "–"}
 
 
 class Finding(Value):
@@ -18,6 +20,23 @@ class Finding(Value):
     """`skip` is what could not be looked at, or is not needed here."""
     says: str
     remedy: str = ""
+
+
+class Findings(tuple[Finding, ...]):
+    """What all checks found, shown in a notebook with the verdict above."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{_SIGNS[finding.status]} {finding.status}</td>"
+            + "".join(
+                f"<td style='text-align:left'>{html.escape(text)}</td>"
+                for text in (finding.name, finding.says, finding.remedy)
+            )
+            + "</tr>"
+            for finding in self
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("", "check", "says", "remedy"))
+        return f"{shown_html(verdict(self))}<table><tr>{head}</tr>{rows}</table>"
 
 
 def verdict(findings: Iterable[Finding]) -> str:

@@ -41,6 +41,7 @@ def test_variants_are_made_named_tracked_and_shown_as_a_tree(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     done = workbench(
         *("compress", "prune", "--mlp-width", "512", "--variant", "small.1-pruned", "--no-judge"),
+        *("--task-share", "0.25"),
         workdir=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,7 @@ def test_variants_are_made_named_tracked_and_shown_as_a_tree(tmp_path: Path) -> 
     ]
     twice = Variant.read(tmp_path / "variants" / "small.1-pruned-pruned" / "card.json")
     assert twice.parent == "small.1-pruned"
+    assert twice.parameters["task_share"] == 0.25
     assert set(list_runs(tmp_path)["name"]) >= {"fp16", "small", "small.1-pruned-pruned"}
 
 

@@ -52,6 +52,12 @@ FitText = Annotated[
     Path | None,
     typer.Option("--text", help="JSONL to fit to: text, messages, or question and answer."),
 ]
+TaskShare = Annotated[
+    float | None,
+    typer.Option(
+        help="Of those rows that hold the shipped tasks.", show_default="half; none beside --text"
+    ),
+]
 NoJudge = Annotated[
     bool, typer.Option("--no-judge", help="Write the checkpoint only, also for another machine.")
 ]
@@ -106,6 +112,7 @@ def quantize(
     calibration_sequences: Calibration = 64,
     seq_len: Annotated[int, typer.Option(help="Tokens in each row.")] = 256,
     text: FitText = None,
+    task_share: TaskShare = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     no_judge: NoJudge = False,
     as_json: AsJson = False,
@@ -117,6 +124,7 @@ def quantize(
         "calibration_sequences": calibration_sequences,
         "seq_len": seq_len,
         "text": text,
+        "task_share": task_share,
         "seed": seed,
     }
     _make(
@@ -147,6 +155,7 @@ def prune(
     hidden: Annotated[int | None, typer.Option(help="Channels left between layers.")] = None,
     calibration_sequences: Calibration = 64,
     text: FitText = None,
+    task_share: TaskShare = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     no_judge: NoJudge = False,
     as_json: AsJson = False,
@@ -162,6 +171,7 @@ def prune(
         "hidden": hidden,
         "calibration_sequences": calibration_sequences,
         "text": text,
+        "task_share": task_share,
         "seed": seed,
     }
     _make(
@@ -187,6 +197,7 @@ def sparsify(
     algorithm: Annotated[str, typer.Option(help="sparsegpt or wanda.")] = "sparsegpt",
     calibration_sequences: Calibration = 64,
     text: FitText = None,
+    task_share: TaskShare = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     no_judge: NoJudge = False,
     as_json: AsJson = False,
@@ -199,6 +210,7 @@ def sparsify(
         "algorithm": algorithm,
         "calibration_sequences": calibration_sequences,
         "text": text,
+        "task_share": task_share,
         "seed": seed,
     }
     _make(
@@ -247,6 +259,7 @@ def distil(
         int | None, typer.Option(help="That train together.", show_default="one per GPU")
     ] = None,
     text: FitText = None,
+    task_share: TaskShare = None,
     seed: Annotated[int, typer.Option(help="Order of the text, new weights.")] = 0,
     no_judge: NoJudge = False,
     as_json: AsJson = False,
@@ -266,6 +279,7 @@ def distil(
         "snapshots": snapshots,
         "processes": processes,
         "text": text,
+        "task_share": task_share,
         "seed": seed,
     }
     if variant is None and not config:

@@ -31,6 +31,7 @@ from workbench.cli.common import (
 from workbench.cli.fitting import check_fitted, fit_device
 from workbench.cli.loads import EngineJson
 from workbench.cli.pipelines import open_pipeline, run_stages, settings_of, tell_pipeline_doubts
+from workbench.cli.runs import track
 
 if TYPE_CHECKING:
     from workbench.settings import Settings
@@ -108,6 +109,8 @@ def _verify_bundle(workdir: Path, bundle: Path, url: str | None, *, as_json: boo
         found = verify_bundle(
             bundle, folder=workdir / "verify-bundle", engine=engine, on_progress=on_progress
         )
+    found.write(workdir / "verify-bundle")
+    track(pipeline.workdir, lambda tracker: tracker.verification(found))
     show(found.rows, as_json=as_json)
     if not found.holds:
         leave(1)

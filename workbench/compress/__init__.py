@@ -8,6 +8,7 @@ from workbench.lazy import lazy
 
 if TYPE_CHECKING:
     from workbench.compress.distil import distil
+    from workbench.compress.family import Variants
     from workbench.compress.prune import prune
     from workbench.compress.quality import Ask, judge
     from workbench.compress.quantize import quantize
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Ask": "workbench.compress.quality",
     "Recipe": "workbench.compress.recipe",
+    "Variants": "workbench.compress.family",
     "compress": "workbench.compress.variants",
     "distil": "workbench.compress.distil",
     "judge": "workbench.compress.quality",
@@ -32,6 +34,7 @@ _HOME = {
 __all__ = [
     "Ask",
     "Recipe",
+    "Variants",
     "compress",
     "distil",
     "judge",

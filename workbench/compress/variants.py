@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serving.plan import EngineArgs, Variant
 from workbench.compress.checkpoint import load, size_bytes
+from workbench.compress.family import Variants
 from workbench.compress.prune import WIDTH_UNIT
 from workbench.compress.quality import Ask, judge
 from workbench.compress.recipe import CARD, Recipe, card, make, snapshots_of
@@ -29,7 +30,7 @@ def compress(
     seed: int = 0,
     distil_tokens: int = 600_000,
     on_progress: OnProgress | None = None,
-) -> list[Variant]:
+) -> Variants:
     """Make variants of a model under `out`, a folder each with its card.json, and judge them.
 
     What is there and says the same is neither made nor judged again.
@@ -53,7 +54,7 @@ def compress(
     finals = [variant for variant in made if variant.name in names]
     known = card(out / parent.name)
     first = known if known and known.model_copy(update={"quality": None}) == parent else parent
-    return judged(
+    found = judged(
         [first, *finals, *(young for variant in finals for young in snapshots_of(variant))],
         parent,
         ask,
@@ -61,6 +62,7 @@ def compress(
         cache=out,
         on_progress=lambda doing, share: say(doing, _MAKING + (1 - _MAKING) * share),
     )
+    return Variants(found)
 
 
 def judged(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.measure.engine import Engine, Run
     from workbench.measure.environment import Environment
     from workbench.measure.fake import FakeEngine
-    from workbench.measure.measurement import Measurement, ReplicaInfo, frame
+    from workbench.measure.measurement import Measurement, Measurements, ReplicaInfo, frame
     from workbench.measure.outcome import Request
     from workbench.measure.points import measure
     from workbench.measure.study import Study, StudyResult, read_study, run_study
@@ -32,6 +32,7 @@ _HOME = {
     "Environment": "environment",
     "FakeEngine": "fake",
     "Measurement": "measurement",
+    "Measurements": "measurement",
     "OfflineEngine": "vllm_offline",
     "ReplicaInfo": "measurement",
     "Request": "outcome",
@@ -54,6 +55,7 @@ __all__ = [
     "Environment",
     "FakeEngine",
     "Measurement",
+    "Measurements",
     "OfflineEngine",
     "ReplicaInfo",
     "Request",

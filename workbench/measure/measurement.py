@@ -36,7 +36,7 @@ from workbench.measure.telemetry import summarise
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Environment", "Measurement", "Mode", "ReplicaInfo", "frame"]
+__all__ = ["Environment", "Measurement", "Measurements", "Mode", "ReplicaInfo", "frame"]
 
 Mode = Literal["offline", "server"]
 SCHEMA_VERSION = 2
@@ -303,6 +303,17 @@ class Measurement:
         from workbench.report.value_figures import latency_shares
 
         return latency_shares(self, slo)
+
+
+class Measurements(list[Measurement]):
+    """What a sweep measured: a list, shown as the table of its loads."""
+
+    def _repr_html_(self) -> str:
+        from workbench.tables import measurement_table
+
+        wrong = [f"{m.name}: {reason}" for m in self for reason in m.invalid]
+        table = measurement_table(self).dropna(axis=1, how="all") if self else None
+        return shown_html(f"{len(self)} measurements", table, doubts=wrong)
 
 
 def frame(

@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.plan import EngineArgs, Variant
 from simulations.traffic import ClosedLoop, Fixed, Poisson, Workload
 from workbench.measure.engine import OnProgress
-from workbench.measure.measurement import Measurement
+from workbench.measure.measurement import Measurement, Measurements
 from workbench.measure.points import (
     Point,
     StartEngine,
@@ -38,7 +38,7 @@ def sweep_batches(
     seed: int = 0,
     on_progress: OnProgress | None = None,
     start: StartEngine = start_offline,
-) -> list[Measurement]:
+) -> Measurements:
     """Closed loops of growing concurrency on each variant, offline: one engine per variant.
 
     Variants get the same prompts. Repeats are interleaved over the batch sizes, so that a slow spell
@@ -47,7 +47,7 @@ def sweep_batches(
     Args:    shapes: other lengths of prompt and answer, measured once each at a batch of at most 8: a
                  fit needs several.
     """
-    found: list[Measurement] = []
+    found = Measurements()
     small = min(_SHAPES_BATCH, max(batches))
     for i, variant in enumerate(variants):
         points = [
@@ -99,7 +99,7 @@ def sweep_rates(
     seed: int = 0,
     on_progress: OnProgress | None = None,
     start: StartEngine = start_server,
-) -> list[Measurement]:
+) -> Measurements:
     """The workload's lengths at several Poisson rates on one server."""
     points = [
         Point(
@@ -116,7 +116,7 @@ def sweep_rates(
 
 def _sweep(
     points: Sequence[Point], start: StartEngine, folder: Path, on_progress: OnProgress | None
-) -> list[Measurement]:
+) -> Measurements:
     """Measure what is not there yet, on one engine.
 
     A point at which the engine died is there as well, invalid, with the cause.
@@ -136,4 +136,4 @@ def _sweep(
             raise measured.error()
     if on_progress is not None:
         on_progress(f"{len(points)} points", 1.0)
-    return [measured for measured in found.values() if measured is not None]
+    return Measurements(measured for measured in found.values() if measured is not None)

@@ -184,9 +184,8 @@ class Explorer:
         wide = widgets.Layout(width="32em")
 
         def slider(text: str, low: float, high: float, step: float, value: float) -> Any:
-            return widgets.FloatSlider(
-                value, min=low, max=high, step=step, description=text, style=style, layout=wide
-            )
+            look = {"description": text, "style": style, "layout": wide, "readout_format": ".0f"}
+            return widgets.FloatSlider(value, min=low, max=high, step=step, **look)
 
         chosen = {
             "ttft_p99_s": slider("TTFT p99 within (ms)", 50, 2000, 10, 1e3 * picked["ttft_p99_s"]),

@@ -68,7 +68,9 @@ def parent_of(variants: Sequence[Variant]) -> str:
 
 
 def payoff_map(
-    variants: Sequence[Variant], measurements: Sequence[Measurement], slo: Slo | None = None
+    variants: Sequence[Variant],
+    measurements: Sequence[Measurement],
+    max_quality_loss: float | None = None,
 ) -> go.Figure:
     """Quality kept against speed-up: a track per variant, from small batches to large."""
     parent = parent_of(variants)
@@ -119,9 +121,9 @@ def payoff_map(
             hovertemplate="batch %{customdata}: %{x:.2f}×, %{y:.1f} % kept",
         )
     figure.add_vline(x=1, line={"color": theme.GREY, "width": 1, "dash": "dot"})
-    if slo is not None:
+    if max_quality_loss is not None:
         theme.limit_line(
-            figure, 100 * (1 - slo.max_quality_loss), "allowed loss of quality", right=True
+            figure, 100 * (1 - max_quality_loss), "allowed loss of quality", right=True
         )
     return figure
 

@@ -63,6 +63,40 @@ def lineage_figure(variants: Sequence[Variant], max_quality_loss: float) -> go.F
     return figure
 
 
+def kept_by_size(variants: Sequence[Variant], max_quality_loss: float) -> go.Figure:
+    """Quality kept against how many times smaller the files are than the parent's.
+
+    Students on the way to another are left out: they are as small as it.
+    """
+    parent = next((v for v in variants if v.parent is None), None)
+    looks = theme.looks([v.name for v in variants], parent.name if parent else None)
+    figure = theme.canvas(
+        "What each variant keeps, and how much smaller it is (speed not measured)",
+        theme.axis("times smaller than the parent (×)"),
+        theme.axis("task accuracy kept (% of the parent's)"),
+    )
+    for variant in (v for v in variants if not is_snapshot(v)):
+        if parent is None or variant.quality is None or not variant.size_bytes:
+            continue
+        kept = variant.quality.recovery
+        values = [100 * value for value in (kept.value, kept.low, kept.high)]
+        figure.add_scatter(
+            x=[parent.size_bytes / variant.size_bytes],
+            y=values[:1],
+            name=variant.name,
+            mode="markers",
+            marker={
+                "symbol": looks[variant.name].symbol,
+                "color": looks[variant.name].colour,
+                "size": 11,
+            },
+            error_y=theme.error_bars(*values, thickness=1),
+            hovertemplate="%{x:.2f}× smaller, %{y:.1f} % kept",
+        )
+    theme.limit_line(figure, 100 * (1 - max_quality_loss), "allowed loss of quality", right=True)
+    return figure
+
+
 def recovery_by_tokens(variants: Sequence[Variant]) -> go.Figure | None:
     """Perplexity over the parent's against the tokens that each student has learnt from.
 

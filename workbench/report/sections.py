@@ -75,8 +75,9 @@ def _payoff(data: ReportData) -> Section:
                 f" (best: {best['variant']}, {best['speedup']:.2f}×)"
             )
     judged = [v for v in data.variants if v.quality and v.name != parent]
+    limit = data.limits.max_quality_loss if data.limits else None
     if judged:
-        allowed = data.limits.max_quality_loss if data.limits else 0.0
+        allowed = limit or 0.0
         kept = ", ".join(f"{v.name} {kept_of_parent(v, allowed)}" for v in judged)
         said.append(f"of the parent's task accuracy they keep: {kept}")
     return Section(
@@ -88,7 +89,7 @@ def _payoff(data: ReportData) -> Section:
         " 95 % intervals of what is kept, over the same questions. Small numbers at the points are"
         " batch sizes.",
         (
-            figures.payoff_map(data.variants, data.trusted, data.limits),
+            figures.payoff_map(data.variants, data.trusted, limit),
             figures.speedup_by_batch(data.variants, data.trusted),
         ),
     )

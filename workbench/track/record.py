@@ -7,11 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from serving.values import Estimate
+
+if TYPE_CHECKING:
+    from workbench.track.traces import Traced
 
 TRAIL = "workbench"
 """The experiment of pipeline runs and, under each, its stage results."""
@@ -57,6 +60,8 @@ class Record:
     """Begin and end on the wall clock, milliseconds since 1970; None: when it is logged."""
     system: Sequence[tuple[str, int, float]] = ()
     """Samples of the device and the host: (metric, wall clock in milliseconds, value)."""
+    traces: Sequence[Traced] = ()
+    """Requests that become MLflow traces."""
     status: Status = "FINISHED"
 
     def key(self) -> str:

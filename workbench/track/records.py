@@ -33,6 +33,7 @@ from workbench.track.record import (
     without_intervals,
 )
 from workbench.track.system import samples, span_ms
+from workbench.track.traces import traced
 
 if TYPE_CHECKING:
     from workbench.measure import Measurement
@@ -278,7 +279,7 @@ def of_bundle(bundle: Path, plan: Plan, doubts: Sequence[str] = ()) -> Record:
 
 
 def of_verification(verification: Verification) -> Record:
-    """Predicted and measured of each metric, and whether the prediction was true."""
+    """Predicted and measured of each metric, whether the prediction was true, and requests as traces."""
     compared = {
         f"{column}/{row['metric']}": float(row[column])
         for row in verification.rows.to_dict("records")
@@ -291,6 +292,7 @@ def of_verification(verification: Verification) -> Record:
         metrics={"holds": float(verification.holds), **compared},
         tags=doubted(verification.doubts),
         texts={"rows.csv": verification.rows.to_csv(index=False)},
+        traces=traced(replay) if (replay := verification.measurement) is not None else (),
     )
 
 

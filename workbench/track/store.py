@@ -14,11 +14,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from serving.values import Value
-from workbench.track import records, studies
+from workbench.track import records, studies, traces
 from workbench.track.origin import here
 from workbench.track.pipeline_run import PipelineRun
-from workbench.track.reach import chosen_uri, connect, is_database
-from workbench.track.record import AUTOSCALERS, FLAT, POINTS, TRAIL, VARIANTS, Record
+from workbench.track.reach import chosen_uri, connect, is_database, reason
+from workbench.track.record import AUTOSCALERS, FLAT, POINTS, TRAIL, VARIANTS, Record, cut
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from simulations.traffic import Workload
     from workbench.measure import Measurement
     from workbench.measure.study import StudyResult
+    from workbench.verify import Verification
 
 _KEY = "workbench.key"
 _PARENT = "workbench.parent"
@@ -117,6 +118,10 @@ class Tracker:
     def variant(self, variant: Variant) -> str:
         """A variant that was made by itself; returns the run id."""
         return self.log(records.of_variant(variant))
+
+    def verification(self, verification: Verification) -> str:
+        """A bundle that was verified by itself, with its requests as traces; returns the run id."""
+        return self.log(records.of_verification(verification))
 
     def comparison(self, folder: Path) -> str:
         """A paired comparison that lies in `folder`: a parent, and a run per measurement."""
@@ -223,6 +228,7 @@ class Tracker:
         self._add_system(run_id, record)
         for artifact, folder in record.folders.items():
             self._copy(run_id, folder, artifact)
+        self._trace(run_id, record)
         end_ms = record.span_ms[1] if record.span_ms else None
         self._client.set_terminated(run_id, status=record.status, end_time=end_ms)
         self.added += 1
@@ -253,6 +259,19 @@ class Tracker:
             steps[name] = steps.get(name, -1) + 1
             entries.append(Metric(name, value, time_ms, steps[name]))
         self._send(run_id, entries)
+
+    def _trace(self, run_id: str, record: Record) -> None:
+        """Add the record's traces; a store that takes none keeps its runs, and a tag says so."""
+        from mlflow.exceptions import MlflowException
+
+        if not record.traces:
+            return
+        try:
+            traces.write(self._client, self._experiment(record.experiment), run_id, record.traces)
+            said = f"{len(record.traces)} requests"
+        except (NotImplementedError, MlflowException) as error:
+            said = f"none: {reason(error)}"
+        self._client.set_tag(run_id, "traces", cut(said))
 
     def _send(self, run_id: str, entries: Sequence[Metric]) -> None:
         known = [entry for entry in entries if math.isfinite(entry.value)]

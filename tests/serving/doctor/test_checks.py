@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.doctor import Bundle, Machine, examine, verdict
+from serving.doctor import Bundle, Finding, Findings, Machine, examine, verdict
 from serving.doctor.gpus import best_group, cuda_of
 from serving.doctor.machine import Gpu, RdmaPort, ReadRate, Space
 from serving.doctor.memory import GIB
@@ -29,6 +29,17 @@ def test_a_good_machine_passes_every_check_that_needs_something() -> None:
     assert {finding.status for finding in findings} == {"pass", "skip"}
     assert [f.name for f in findings if f.status == "skip"] == ["RDMA", "programs"]
     assert verdict(findings) == "Ready: 16 checks passed, 2 not looked at."
+
+
+def test_findings_are_shown_as_a_table_under_the_verdict() -> None:
+    findings = examine(machine(clock_synchronised=False), bundle(image=None))
+    shown = findings._repr_html_()
+    assert shown.startswith(f"<b>{verdict(findings)}</b>")
+    assert shown.count("<tr>") == 1 + len(findings)
+    assert shown.count("✗ fail") == sum(finding.status == "fail" for finding in findings) == 2
+    quoted = Findings([Finding(name="a<b", status="warn", says="x", remedy="y & z")])
+    assert "a&lt;b" in quoted._repr_html_()
+    assert "y &amp; z" in quoted._repr_html_()
 
 
 def test_a_machine_survives_json() -> None:

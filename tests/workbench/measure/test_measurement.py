@@ -13,7 +13,7 @@ import pytest
 from serving.errors import InputError
 from serving.plan import Slo, Variant
 from simulations.traffic import Fixed, Poisson, Workload
-from workbench.measure import Environment, Measurement, ReplicaInfo, frame
+from workbench.measure import Environment, Measurement, Measurements, ReplicaInfo, frame
 from workbench.measure.engine import Outcome, Step, requests_frame, steps_frame
 from workbench.measure.roofline import Ceilings
 
@@ -137,6 +137,15 @@ def test_frame_has_one_row_per_measurement(measured: Measurement) -> None:
     assert table.loc[0, "rate_rps"] == 2
     assert not table.loc[0, "valid"]
     assert table.loc[0, "ttft_p50_s"] == measured.summary()["ttft_p50_s"]
+
+
+def test_a_list_of_measurements_is_shown_as_a_table(measured: Measurement) -> None:
+    late = measured.renamed("late").judged(["the client sent late"])
+    shown = Measurements([measured, late])._repr_html_()
+    assert "<b>2 measurements</b>" in shown
+    assert "cannot be trusted: late: the client sent late" in shown
+    assert "output_tokens_per_s" in shown
+    assert "0 measurements" in Measurements()._repr_html_()
 
 
 def test_the_environment_names_this_machine() -> None:

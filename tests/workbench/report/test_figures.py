@@ -39,7 +39,7 @@ def test_a_batch_that_the_parent_lacks_has_no_speedup(results: Results) -> None:
 
 
 def test_payoff_map_has_a_track_per_variant(results: Results) -> None:
-    figure = figures.payoff_map(results.variants, results.measurements, Slo())
+    figure = figures.payoff_map(results.variants, results.measurements, Slo().max_quality_loss)
     assert [trace.name for trace in figure.data] == ["parent", "int8", "w4a16", "pruned"]
     int8 = figure.data[1]
     assert len(int8.x) == 6

@@ -278,6 +278,31 @@ def test_the_page_fits_its_screen_and_can_be_read(page: Path, width: int, scheme
         browser.close()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_on_paper_no_figure_runs_into_another(page: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1400, "height": 800})
+        shown.goto(page.as_uri())
+        shown.locator(".plot .main-svg").last.wait_for(state="attached", timeout=60_000)
+        wide = shown.evaluate(DRAWN)
+        # Sent as a browser sends it, and looked at in the same moment: printing waits for nothing.
+        shown.emulate_media(media="print")
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+        sheet = shown.evaluate(DRAWN)
+        assert all(drawn <= room + 1 for drawn, room in sheet), sheet
+        assert max(room for _, room in sheet) <= 700
+        shown.emulate_media(media="screen")
+        shown.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert shown.evaluate(DRAWN) == wide
+        browser.close()
+
+
+DRAWN = """() => [...document.querySelectorAll(".plot")].map((plot) =>
+  [plot.querySelector(".main-svg").clientWidth, plot.clientWidth])"""
+
 CONTRAST = """(selector) => {
   const light = (colour) => {
     const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map((value) => value / 255)

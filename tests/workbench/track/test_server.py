@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,21 @@ def test_a_pipeline_run_goes_on_with_the_one_that_is_there(
         with Tracker(tmp_path).pipeline_run("on a server", Settings()) as run:
             ids.add((run.run_id, run.variant(results.variants[0])))
     assert len(ids) == 1
+
+
+def test_requests_of_a_verify_run_reach_the_server(
+    server: str, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    replay = next(m for m in results.measurements if m.batch is None)
+    tracker = Tracker(tmp_path)
+    with tracker.pipeline_run("verified on a server") as run:
+        verified = run.verify(replace(results.verification, measurement=replay))
+    trail = tracker.experiment_ids["workbench"]
+    found = tracker._client.search_traces(locations=[trail], run_id=verified)
+    assert len(found) == min(100, len(replay.requests))
+    assert {span.name for span in found[0].data.spans} >= {"TTFT", "decode"}
+    assert {trace.info.tags["chosen"] for trace in found} == {"slowest", "even"}
 
 
 def test_a_bad_answer_ends_nothing(

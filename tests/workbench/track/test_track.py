@@ -42,7 +42,8 @@ def log_all(run: PipelineRun, results: Results, bundle: Path) -> None:
         results.latency_models[0],
         results.tuning.prediction.workload,
     )
-    run.verify(results.verification)
+    replay = next(m for m in results.measurements if m.batch is None)
+    run.verify(replace(results.verification, measurement=replay))
     run.metrics({"gpu_hours": 61.0})
     run.artifact(bundle / "plan.json")
 
@@ -367,4 +368,11 @@ def test_the_pages_compare_variants_loads_and_costs(tracked: Tracker, ui: str) -
         page.goto(f"{ui}/#/models/workbench-plan/versions/1")
         page.get_by_text("Inputs (1)").wait_for()
         page.get_by_text("Outputs (10)").wait_for()
+        trail = tracked.experiment_ids["workbench"]
+        page.goto(f"{ui}/#/experiments/{trail}/traces?startTimeLabel=ALL")
+        page.get_by_text("64 tokens, 64 asked for").first.wait_for()
+        page.get_by_role("button", name="Got it").click()
+        page.get_by_text("64 tokens, 64 asked for").first.click()
+        for span in ("TTFT", "decode"):
+            page.get_by_text(span, exact=True).first.wait_for()
         browser.close()

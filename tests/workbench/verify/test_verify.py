@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from serving.errors import BundleError, InputError, MeasurementError
 from serving.plan import EngineArgs, Variant
@@ -15,8 +17,10 @@ from serving.values import Estimate
 from simulations.result import Prediction
 from simulations.traffic import ClosedLoop, Fixed, Workload
 from tests.workbench.export.bundles import LOAD, evidence, fake, list_again, plan, prediction, wrong
+from workbench.cli import app
 from workbench.export import export
 from workbench.measure import FakeEngine, Measurement, Request, Run, measure
+from workbench.track import Tracker
 from workbench.verify import Verification, verify
 
 
@@ -107,6 +111,24 @@ def test_it_is_written_and_read(tmp_path: Path) -> None:
     assert again.measurement.summary() == found.measurement.summary()
     with pytest.raises(InputError, match="holds no verification"):
         Verification.read(tmp_path)
+
+
+def test_a_bundle_verified_by_itself_leaves_a_run_with_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(prediction(), tmp_path)
+    workdir = tmp_path / "runs"
+    vllm_attached = import_module("workbench.measure.vllm_attached")
+    monkeypatch.setattr(vllm_attached, "AttachedEngine", lambda url, served_name: fake())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = ["verify", "--bundle", str(bundle), "--url", "http://gateway:8080"]
+    done = CliRunner().invoke(app, [*asked, "--workdir", str(workdir)])
+    assert done.exit_code == 0, done.output
+    (run,) = Tracker(workdir).runs("verify").to_dict("records")
+    assert run["holds"] == 1
+    measured = Verification.read(workdir / "verify-bundle").measurement
+    assert measured is not None
+    assert run["traces"] == f"{min(100, int(measured.requests['counted'].sum()))} requests"
 
 
 def test_a_run_that_cannot_be_trusted_is_no_verdict(tmp_path: Path) -> None:
