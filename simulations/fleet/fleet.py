@@ -38,7 +38,7 @@ from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
 GAUGES = frozenset({REQUESTS_RUNNING, REQUESTS_WAITING, KV_CACHE_USAGE})
-"""Metrics that a scrape of no counter can tell."""
+"""Metrics that a scrape of no counter can tell; so can that of a GPU, which has its exporter."""
 
 
 class Fleet:
@@ -122,10 +122,14 @@ class Fleet:
             changed=self._changed,
             release=release,
         )
+        told_by_gauges = GAUGES | ({GPU_UTILISATION} if pipeline.gpu_exporter_s > 0 else set())
+        gauges_only = not watched and read <= told_by_gauges
         telemetry = Telemetry(
             pipeline,
             memory_share=plan.engine.gpu_memory_utilization,
             relist_phase_s=relist_phase_s,
+            alerts=watched,
+            gauges_only=gauges_only,
         )
         self.watch = Watch(
             env,
@@ -139,7 +143,8 @@ class Fleet:
                 rules=ALERTS if watched else (),
             ),
             slots=pipeline.scrape_slots,
-            gauges_only=not watched and read <= GAUGES,
+            timeline=watched,
+            gauges_only=gauges_only,
         )
         self.rollout = Rollout(
             env,
@@ -282,8 +287,7 @@ class Fleet:
 
     def _autoscale(self, controller: Controller) -> Process:
         yield self._env.timeout(self._sync_phase_s)
-        while True:
-            self._settle()
+        while True:  # it sees metrics and pods; the data plane is moved on where it changes something
             versions = self.rollout.observed()
             shown, ending = self._shown(versions), self.pods.ending(*versions)
             seen = self.watch.observe(shown, ending, self.desired)

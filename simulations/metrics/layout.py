@@ -27,11 +27,12 @@ _SCALARS: tuple[tuple[str, tuple[Labels, ...]], ...] = (
     ("vllm:prompt_tokens_total", ({},)),
     ("vllm:generation_tokens_total", ({},)),
 )
-_GAUGES = 3
+N_GAUGES = 3
+"""The first columns: requests running and waiting, and KV usage."""
 _N_SCALARS = sum(len(labels) for _, labels in _SCALARS)
 _N_BUCKETS = {name: len(BUCKETS_S[name]) + 1 for name in _HISTOGRAMS.values()}
 N_SERVER = _N_SCALARS + sum(_N_BUCKETS.values())
-SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= _GAUGES
+SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= N_GAUGES
 GPU_COUNTERS: Flags = np.zeros(3, dtype=np.bool_)
 
 
@@ -49,16 +50,6 @@ def layout(server: Samples, gpu: Samples) -> Mapping[str, Columns]:
     for i, name in enumerate((GPU_BUSY.metric, MEMORY_USED, MEMORY_FREE)):
         found[name] = Columns(gpu, i)
     return found
-
-
-def gauge_rows(gauges: FloatArray) -> FloatArray:
-    """What servers expose, a row each, with no counter counted.
-
-    Args:    gauges: float array (servers, 3): requests running and waiting, and KV usage.
-    """
-    rows = np.zeros((len(gauges), N_SERVER))
-    rows[:, :_GAUGES] = gauges
-    return rows
 
 
 def server_rows(readings: Sequence[Reading]) -> FloatArray:
