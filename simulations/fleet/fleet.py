@@ -287,7 +287,8 @@ class Fleet:
 
     def _autoscale(self, controller: Controller) -> Process:
         yield self._env.timeout(self._sync_phase_s)
-        while True:  # it sees metrics and pods; the data plane is moved on where it changes something
+        # It sees metrics and pods: the data plane is moved on where it changes something.
+        while True:
             versions = self.rollout.observed()
             shown, ending = self._shown(versions), self.pods.ending(*versions)
             seen = self.watch.observe(shown, ending, self.desired)

@@ -187,12 +187,12 @@ class Tuning:
         table = self.table()
         shown = table[[name for name in _SHOWN if name in table]]
         kept = int(self.trials["keeps_slo"].sum())
-        headline = f"{self.winner.name} won of {len(self.trials)} trials, {kept} of which keep the SLO"
+        won = f"{self.winner.name} won of {len(self.trials)} trials, {kept} of which keep the SLO"
         notes = [f"not searched: {name}, {why}" for name, why in self.rejected.items()]
         notes += [self.generalisation_in_words()] if self.seen else []
         notes += [said] if (said := self.at_equal_attainment_in_words()) else []
         notes += [f"doubt: {doubt}" for doubt in self.own_doubts]
-        return shown_html(headline, shown, doubts=self.doubts, notes=notes)
+        return shown_html(won, shown, doubts=self.doubts, notes=notes)
 
     def plot_front(self) -> go.Figure:
         """Every trial by GPU hours and attainment, the Pareto front, the winner and the baselines."""
