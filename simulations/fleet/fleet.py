@@ -17,7 +17,7 @@ import simpy
 
 from serving.alerts import ALERTS
 from serving.errors import InputError
-from serving.hpa import GPU_UTILISATION, KV_CACHE_USAGE, REQUESTS_RUNNING, REQUESTS_WAITING
+from serving.hpa import GPU_UTILISATION
 from serving.plan import Plan
 from simulations.control import Controller
 from simulations.engine import DataPlane, SchedulerOptions
@@ -34,11 +34,10 @@ from simulations.fleet.streams import Streams
 from simulations.fleet.watch import Watch
 from simulations.latency import LatencyModel
 from simulations.metrics import Alerting, Telemetry
+from simulations.metrics.layout import N_GAUGES, N_SCALARS, N_SERVER, server_columns
 from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
-GAUGES = frozenset({REQUESTS_RUNNING, REQUESTS_WAITING, KV_CACHE_USAGE})
-"""Metrics that a scrape of no counter can tell; so can that of a GPU, which has its exporter."""
 
 
 class Fleet:
@@ -122,14 +121,15 @@ class Fleet:
             changed=self._changed,
             release=release,
         )
-        told_by_gauges = GAUGES | ({GPU_UTILISATION} if pipeline.gpu_exporter_s > 0 else set())
-        gauges_only = not watched and read <= told_by_gauges
+        columns = N_SERVER if watched else server_columns(read)
+        if pipeline.gpu_exporter_s == 0:  # GPUs are read where servers are
+            columns = max(columns, N_SCALARS)
         telemetry = Telemetry(
             pipeline,
             memory_share=plan.engine.gpu_memory_utilization,
             relist_phase_s=relist_phase_s,
             alerts=watched,
-            gauges_only=gauges_only,
+            columns=columns,
         )
         self.watch = Watch(
             env,
@@ -144,7 +144,7 @@ class Fleet:
             ),
             slots=pipeline.scrape_slots,
             timeline=watched,
-            gauges_only=gauges_only,
+            gauges_only=columns == N_GAUGES,
         )
         self.rollout = Rollout(
             env,

@@ -208,8 +208,11 @@ def rate(
     sampled_s = last_s - first_s
     apart_s = sampled_s / np.maximum(window.count - 1, 1)[:, :, None]
     to_start_s, to_end_s = first_s - since_s[:, :, None], until_s[:, :, None] - last_s
-    increase = samples.unreset[rows, window.last] - samples.unreset[rows, window.first]
-    increase, start = increase[:, :, columns], samples.raw[rows, window.first][:, :, columns]
+    unreset, raw = samples.unreset[:, :, columns], samples.raw[:, :, columns]
+    increase, start = (
+        unreset[rows, window.last] - unreset[rows, window.first],
+        raw[rows, window.first],
+    )
     to_zero_s = np.full_like(increase, np.inf)
     np.divide(sampled_s * start, increase, out=to_zero_s, where=(increase > 0) & (start >= 0))
     if samples.prometheus >= 3:

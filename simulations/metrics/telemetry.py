@@ -16,7 +16,7 @@ from serving.signals import SIGNALS, Signal
 from simulations.engine import Reading
 from simulations.metrics.layout import (
     GPU_COUNTERS,
-    N_GAUGES,
+    N_SERVER,
     SERVER_COUNTERS,
     layout,
     server_rows,
@@ -40,7 +40,7 @@ class Telemetry:
     Args:    memory_share: of a GPU's memory that a server takes at its start, 0 to 1.
              relist_phase_s: when the adapter looks for metrics the first time.
              alerts: whether they will be asked for, or the autoscaler's metrics alone.
-             gauges_only: a server's scrape is its gauges.
+             columns: so many of the first are kept of a server's scrape (`server_columns`).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Telemetry:
         memory_share: float = 0.84,
         relist_phase_s: float = 0.0,
         alerts: bool = True,
-        gauges_only: bool = False,
+        columns: int = N_SERVER,
     ) -> None:
         self._pipeline = pipeline
         self._memory_share = memory_share
@@ -60,9 +60,8 @@ class Telemetry:
         # Stale markers take rows of their own: a few more for pods that crash again and again.
         keep = math.ceil(asked_s / pipeline.scrape_interval_s) + 10
         major = pipeline.prometheus
-        counters = SERVER_COUNTERS[:N_GAUGES] if gauges_only else SERVER_COUNTERS
-        self._whole = alerts
-        self._server = Samples(counters, keep, prometheus=major)
+        self._whole, self._columns = alerts, columns
+        self._server = Samples(SERVER_COUNTERS[:columns], keep, prometheus=major)
         self._gpu = Samples(GPU_COUNTERS, keep, prometheus=major)
         self._layout = layout(self._server, self._gpu)
         self._chosen: dict[Series, list[int]] = {}
@@ -114,7 +113,8 @@ class Telemetry:
         if self._pipeline.gpu_exporter_s == 0:
             busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
             self.collect(now_s, busy, loading)
-        self.take(now_s, list(readings), server_rows(list(readings.values())), loading, down)
+        rows = server_rows(list(readings.values()), self._columns)
+        self.take(now_s, list(readings), rows, loading, down)
 
     def take(
         self,
