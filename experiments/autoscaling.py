@@ -85,7 +85,7 @@ def answer(declared: Declared, tuning: Tuning) -> str:
         if lost > 0:  # never of the bound, whose attainment is not known
             said.append(f"{100 * lost:.2f} points of attainment are lost against {name}.")
         if name == ARTICLE_HPA and AS_GOOD in table.index:
-            ratio = table.loc[AS_GOOD, "gpu_hours"] / other["gpu_hours"]
+            ratio = table.loc[AS_GOOD]["gpu_hours"] / other["gpu_hours"]
             held = "holds" if ratio <= claimed else "does not hold"
             said.append(f"{ratio:.2f} times with {AS_GOOD}: at most {claimed:g} {held}.")
     said.append(tuning.at_equal_attainment_in_words())

@@ -159,15 +159,13 @@ class Query:
         of, window_s, offset_s = expression.of, expression.window_s, expression.offset_s
         where, chosen, window, there = self._ranged(of, window_s, offset_s, 2)
         columns = [where.begin + i for i in chosen]
-        key = (id(where.samples), window_s, offset_s)
+        labels = tuple(where.labels[i] for i in chosen)
         if not self.whole:
-            values = rate(where.samples, window, columns)
-        elif key in self._rates:
-            values = self._rates[key][:, :, columns]
-        else:
+            return Vector(rate(where.samples, window, columns), there, labels)
+        key = (id(where.samples), window_s, offset_s)
+        if key not in self._rates:
             self._rates[key] = rate(where.samples, window)
-            values = self._rates[key][:, :, columns]
-        return Vector(values, there, tuple(where.labels[i] for i in chosen))
+        return Vector(self._rates[key][:, :, columns], there, labels)
 
     def _average(self, expression: Average) -> Vector:
         of, window_s, offset_s = expression.of, expression.window_s, expression.offset_s

@@ -8,7 +8,8 @@ said on unseen traffic, as of the winner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -66,16 +67,16 @@ def in_words(table: pd.DataFrame, winner: str) -> str:
 
     Args:    table: of `Tuning.table`.
     """
-    rows = table.set_index("name")
-    if ARTICLE_HPA not in rows.index:
+    rows: dict[str, Mapping[Any, Any]] = {row["name"]: row for row in table.to_dict("records")}
+    if ARTICLE_HPA not in rows:
         return ""
-    rival, own = rows.loc[ARTICLE_HPA], rows.loc[winner]
+    rival, own = rows[ARTICLE_HPA], rows[winner]
     said = f"{_share(own, rival)} than the article's HPA"
     if own["keeps_slo"] and rival["keeps_slo"]:
         said += ", and both keep the SLO"
     said = f"The winner needs {said}; {_both(own, rival)}."
-    if AS_GOOD in rows.index:
-        equal = rows.loc[AS_GOOD]
+    if AS_GOOD in rows:
+        equal = rows[AS_GOOD]
         kept = "keeps" if equal["keeps_slo"] else "breaks"
         said += (
             f" The cheapest trial that on the traffic of the final choice let no fewer of them meet it"
@@ -96,12 +97,12 @@ def _no_worse(found: Sequence[float], wanted: Sequence[float]) -> bool:
     )
 
 
-def _share(own: pd.Series[float], rival: pd.Series[float]) -> str:
+def _share(own: Mapping[Any, Any], rival: Mapping[Any, Any]) -> str:
     change = own["gpu_hours"] / rival["gpu_hours"] - 1
     return f"{abs(100 * change):.0f} % {'fewer' if change < 0 else 'more'} GPU hours"
 
 
-def _both(own: pd.Series[float], rival: pd.Series[float]) -> str:
+def _both(own: Mapping[Any, Any], rival: Mapping[Any, Any]) -> str:
     return (
         f"{100 * own[_ATTAINMENT]:.4f} % of the requests meet it,"
         f" with the article's {100 * rival[_ATTAINMENT]:.4f} %"
