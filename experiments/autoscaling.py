@@ -32,6 +32,7 @@ from workbench.measure import Measurement
 from workbench.progress import print_table
 from workbench.report import fleet_figures
 from workbench.tune import Candidate, SearchSpace, Tuning, tune
+from workbench.tune.equals import ARTICLE_HPA, AS_GOOD
 
 HERE = Path(__file__).parent
 _WINDOW_S = 600.0
@@ -83,6 +84,11 @@ def answer(declared: Declared, tuning: Tuning) -> str:
         lost = other["slo_attainment"] - won["slo_attainment"]
         if lost > 0:  # never of the bound, whose attainment is not known
             said.append(f"{100 * lost:.2f} points of attainment are lost against {name}.")
+        if name == ARTICLE_HPA and AS_GOOD in table.index:
+            ratio = table.loc[AS_GOOD]["gpu_hours"] / other["gpu_hours"]
+            held = "holds" if ratio <= claimed else "does not hold"
+            said.append(f"{ratio:.2f} times with {AS_GOOD}: at most {claimed:g} {held}.")
+    said.append(tuning.at_equal_attainment_in_words())
     return "\n".join([*said, *(f"Doubt: {doubt}." for doubt in tuning.own_doubts)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from simulations.traffic import ClosedLoop, Schedule, Workload
 from simulations.uncertainty import with_draws
 
 OnProgress = Callable[[str, float], None]
+_DAYS = 3
+"""Of which the traffic is kept by a process that runs trials: some 30 bytes a request each."""
 _PHASE_STREAM = 1000
 """Spawn key of the control loops' phases; the traffic's are below."""
 
@@ -146,7 +149,9 @@ def _one_run(
     watched: bool,
 ) -> _Run:
     entropy = workload.seed + seed
-    schedule = workload.at(seed=entropy).schedule()
+    traffic = workload.at(seed=entropy)
+    # Trials see the same days again and again.
+    schedule = traffic.schedule() if watched else _day(traffic.model_dump_json())
     check_lengths(schedule, latency, plan.engine)
     fleet = Fleet(
         plan,
@@ -194,6 +199,12 @@ def _one_run(
         blast=blast,
         stopped=fleet.stopped,
     )
+
+
+@lru_cache(maxsize=_DAYS)
+def _day(traffic: str) -> Schedule:
+    """The traffic of a workload with its seed, as JSON; runs share it, and copy what they change."""
+    return Workload.model_validate_json(traffic).schedule()
 
 
 def phases(entropy: int) -> np.random.Generator:

@@ -62,6 +62,8 @@ def with_condition(conditions: Conditions, new: Condition) -> Conditions:
     for i, known in enumerate(conditions):
         if known.type == new.type:
             if known.status == new.status:
+                if known.reason == new.reason and known.message == new.message:
+                    return conditions
                 new = Condition(new.type, new.status, new.reason, new.message, known.changed_s)
             return (*conditions[:i], new, *conditions[i + 1 :])
     return (*conditions, new)

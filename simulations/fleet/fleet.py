@@ -17,7 +17,7 @@ import simpy
 
 from serving.alerts import ALERTS
 from serving.errors import InputError
-from serving.hpa import GPU_UTILISATION, KV_CACHE_USAGE, REQUESTS_RUNNING, REQUESTS_WAITING
+from serving.hpa import GPU_UTILISATION
 from serving.plan import Plan
 from simulations.control import Controller
 from simulations.engine import DataPlane, SchedulerOptions
@@ -34,11 +34,10 @@ from simulations.fleet.streams import Streams
 from simulations.fleet.watch import Watch
 from simulations.latency import LatencyModel
 from simulations.metrics import Alerting, Telemetry
+from simulations.metrics.layout import N_GAUGES, N_SCALARS, N_SERVER, server_columns
 from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
-GAUGES = frozenset({REQUESTS_RUNNING, REQUESTS_WAITING, KV_CACHE_USAGE})
-"""Metrics that a scrape of no counter can tell."""
 
 
 class Fleet:
@@ -122,10 +121,15 @@ class Fleet:
             changed=self._changed,
             release=release,
         )
+        columns = N_SERVER if watched else server_columns(read)
+        if pipeline.gpu_exporter_s == 0:  # GPUs are read where servers are
+            columns = max(columns, N_SCALARS)
         telemetry = Telemetry(
             pipeline,
             memory_share=plan.engine.gpu_memory_utilization,
             relist_phase_s=relist_phase_s,
+            alerts=watched,
+            columns=columns,
         )
         self.watch = Watch(
             env,
@@ -139,7 +143,8 @@ class Fleet:
                 rules=ALERTS if watched else (),
             ),
             slots=pipeline.scrape_slots,
-            gauges_only=not watched and read <= GAUGES,
+            timeline=watched,
+            gauges_only=columns == N_GAUGES,
         )
         self.rollout = Rollout(
             env,
@@ -282,8 +287,8 @@ class Fleet:
 
     def _autoscale(self, controller: Controller) -> Process:
         yield self._env.timeout(self._sync_phase_s)
+        # It sees metrics and pods: the data plane is moved on where it changes something.
         while True:
-            self._settle()
             versions = self.rollout.observed()
             shown, ending = self._shown(versions), self.pods.ending(*versions)
             seen = self.watch.observe(shown, ending, self.desired)

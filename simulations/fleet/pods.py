@@ -260,6 +260,7 @@ class Pods:
     def _vanish(self, pod: Pod) -> None:
         if pod.row >= 0:
             self._stop(pod, "terminated")
+        self._settle()  # how many pods there are tells spares from those that serve
         self.alive.remove(pod)
         pod.gone_s = self._env.now
         pod.ready = False

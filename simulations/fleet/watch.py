@@ -12,13 +12,13 @@ from simulations.fleet.plane import Plane
 from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
 from simulations.metrics import Alerting, Telemetry, busy_share
-from simulations.metrics.layout import gauge_rows
 
 
 class Watch:
     """Scrapes the pods, some at each slot of the interval; one row of the timeline per interval.
 
-    Args:    gauges_only: nobody looks at anything but what runs, waits and fills the cache.
+    Args:    timeline: whether anybody looks at the timeline; else `count` adds its rows.
+             gauges_only: nobody looks at anything but what runs, waits and fills the cache.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Watch:
         alerting: Alerting,
         *,
         slots: int = 1,
+        timeline: bool = True,
         gauges_only: bool = False,
     ) -> None:
         self._env = env
@@ -37,6 +38,7 @@ class Watch:
         self._pods = pods
         self._telemetry = telemetry
         self._slots = slots
+        self._timeline = timeline
         self._gauges_only = gauges_only
         self._arrived = 0
         self._buried = 0
@@ -63,10 +65,10 @@ class Watch:
         )
         if self._gauges_only:
             up = [pod for pod in due if pod.row >= 0]
-            exposed = gauge_rows(self._data.gauges([pod.row for pod in up]))
+            exposed = self._data.gauges([pod.row for pod in up])
             self._telemetry.take(now_s, [pod.number for pod in up], exposed, *idle)
             return
-        if slot == 0:
+        if slot == 0 and self._timeline:
             found = self._pods.readings()
             self._note(found, desired)
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 
+from serving import promql
 from serving.alerts import ANSWERS, MEMORY_FREE, MEMORY_USED
-from serving.signals import E2E, FINISHED, GPU_BUSY, KV_USAGE, RUNNING, TTFT, WAITING
+from serving.signals import E2E, FINISHED, GPU_BUSY, KV_USAGE, RUNNING, SIGNALS, TTFT, WAITING
 from simulations.engine import BUCKETS_S, Reading
 from simulations.metrics.promql import Columns, Labels
 from simulations.metrics.samples import Flags, FloatArray, Samples
@@ -27,11 +29,23 @@ _SCALARS: tuple[tuple[str, tuple[Labels, ...]], ...] = (
     ("vllm:prompt_tokens_total", ({},)),
     ("vllm:generation_tokens_total", ({},)),
 )
-_GAUGES = 3
-_N_SCALARS = sum(len(labels) for _, labels in _SCALARS)
+N_GAUGES = 3
+"""The first columns: requests running and waiting, and KV usage."""
+N_SCALARS = sum(len(labels) for _, labels in _SCALARS)
+"""The next, which are counters of one number each; then those of histograms."""
+_SERIES = (
+    *_SCALARS,
+    *(
+        (
+            f"{name}_bucket",
+            tuple({"le": edge} for edge in (*(f"{e:g}" for e in BUCKETS_S[short]), "+Inf")),
+        )
+        for name, short in _HISTOGRAMS.items()
+    ),
+)
 _N_BUCKETS = {name: len(BUCKETS_S[name]) + 1 for name in _HISTOGRAMS.values()}
-N_SERVER = _N_SCALARS + sum(_N_BUCKETS.values())
-SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= _GAUGES
+N_SERVER = N_SCALARS + sum(_N_BUCKETS.values())
+SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= N_GAUGES
 GPU_COUNTERS: Flags = np.zeros(3, dtype=np.bool_)
 
 
@@ -39,37 +53,34 @@ def layout(server: Samples, gpu: Samples) -> Mapping[str, Columns]:
     """{metric: where its series are}: those of vLLM's server, and of its GPU."""
     found: dict[str, Columns] = {}
     begin = 0
-    for name, labels in _SCALARS:
+    for name, labels in _SERIES:
         found[name] = Columns(server, begin, labels)
         begin += len(labels)
-    for name, short in _HISTOGRAMS.items():
-        edges = [*(f"{edge:g}" for edge in BUCKETS_S[short]), "+Inf"]
-        found[f"{name}_bucket"] = Columns(server, begin, tuple({"le": edge} for edge in edges))
-        begin += len(edges)
     for i, name in enumerate((GPU_BUSY.metric, MEMORY_USED, MEMORY_FREE)):
         found[name] = Columns(gpu, i)
     return found
 
 
-def gauge_rows(gauges: FloatArray) -> FloatArray:
-    """What servers expose, a row each, with no counter counted.
+def server_columns(signals: Collection[str]) -> int:
+    """How many of a server's first columns tell some metrics of the autoscaler; those of its GPU none."""
+    counts = [0, *(len(labels) for _, labels in _SERIES)]
+    begin = dict(zip((name for name, _ in _SERIES), accumulate(counts), strict=False))
+    if not all(name in SIGNALS for name in signals):
+        return N_SERVER
+    read = [begin.get(m, 0) for n in signals for m in promql.metrics(SIGNALS[n].per_pod)]
+    last = max(read, default=0)
+    return next(n for n in (N_GAUGES, N_SCALARS, N_SERVER) if last < n)
 
-    Args:    gauges: float array (servers, 3): requests running and waiting, and KV usage.
-    """
-    rows = np.zeros((len(gauges), N_SERVER))
-    rows[:, :_GAUGES] = gauges
-    return rows
 
-
-def server_rows(readings: Sequence[Reading]) -> FloatArray:
-    """What servers expose, a row each.
+def server_rows(readings: Sequence[Reading], columns: int = N_SERVER) -> FloatArray:
+    """What servers expose, a row each: all columns, or those without histograms.
 
     A request that was answered or given up began with a 200; one that was refused or failed got a 5xx.
     """
-    rows = np.zeros((len(readings), N_SERVER))
+    rows = np.zeros((len(readings), columns))
     if not readings:
         return rows
-    rows[:, :_N_SCALARS] = [
+    rows[:, :N_SCALARS] = [
         (
             *(r.running, r.waiting, r.kv_usage),
             *(r.ttft_sum_s, r.ttft_count, r.e2e_sum_s, r.finished),
@@ -79,7 +90,9 @@ def server_rows(readings: Sequence[Reading]) -> FloatArray:
         )
         for r in readings
     ]
-    begin = _N_SCALARS
+    if columns == N_SCALARS:
+        return rows
+    begin = N_SCALARS
     for name, count in _N_BUCKETS.items():
         none = np.zeros(count, dtype=np.int64)
         counted = np.array([r.histograms.get(name, none) for r in readings])

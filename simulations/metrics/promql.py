@@ -7,7 +7,7 @@ other labels. Many times are evaluated at once, for the price of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,10 +74,12 @@ class Query:
     kept: Mapping[int, Flags] | None = None
     chosen: dict[Series, list[int]] = field(default_factory=dict)
     """Columns that matchers choose: one dictionary may serve many queries over one layout."""
+    whole: bool = True
+    """Whether most counters will be asked for: rows are read faster whole."""
     _done: dict[Expression, Vector] = field(default_factory=dict)
     _windows: dict[tuple[int, float, float], Window] = field(default_factory=dict)
     _rates: dict[tuple[int, float, float], FloatArray] = field(default_factory=dict)
-    """Of all columns: most of them are asked for, and rows are read faster whole."""
+    """Of all columns."""
 
     def __call__(self, expression: Expression) -> Vector:
         if expression not in self._done:
@@ -156,11 +158,14 @@ class Query:
     def _rate(self, expression: Rate) -> Vector:
         of, window_s, offset_s = expression.of, expression.window_s, expression.offset_s
         where, chosen, window, there = self._ranged(of, window_s, offset_s, 2)
+        columns = [where.begin + i for i in chosen]
+        labels = tuple(where.labels[i] for i in chosen)
+        if not self.whole:
+            return Vector(rate(where.samples, window, columns), there, labels)
         key = (id(where.samples), window_s, offset_s)
         if key not in self._rates:
             self._rates[key] = rate(where.samples, window)
-        values = self._rates[key][:, :, [where.begin + i for i in chosen]]
-        return Vector(values, there, tuple(where.labels[i] for i in chosen))
+        return Vector(self._rates[key][:, :, columns], there, labels)
 
     def _average(self, expression: Average) -> Vector:
         of, window_s, offset_s = expression.of, expression.window_s, expression.offset_s
@@ -183,7 +188,9 @@ def matches(labels: Labels, where: tuple[str, ...]) -> bool:
     return True
 
 
-def rate(samples: Samples, window: Window) -> FloatArray:
+def rate(
+    samples: Samples, window: Window, columns: Sequence[int] | slice = slice(None)
+) -> FloatArray:
     """Increase per second of counters, extrapolated to the ends of the window.
 
     To an end that is no further than 1.1 times the mean distance of samples, else by half a distance;
@@ -199,8 +206,11 @@ def rate(samples: Samples, window: Window) -> FloatArray:
     sampled_s = last_s - first_s
     apart_s = sampled_s / np.maximum(window.count - 1, 1)[:, :, None]
     to_start_s, to_end_s = first_s - since_s[:, :, None], until_s[:, :, None] - last_s
-    increase = samples.unreset[rows, window.last] - samples.unreset[rows, window.first]
-    start = samples.raw[rows, window.first]
+    unreset, raw = samples.unreset[:, :, columns], samples.raw[:, :, columns]
+    increase, start = (
+        unreset[rows, window.last] - unreset[rows, window.first],
+        raw[rows, window.first],
+    )
     to_zero_s = np.full_like(increase, np.inf)
     np.divide(sampled_s * start, increase, out=to_zero_s, where=(increase > 0) & (start >= 0))
     if samples.prometheus >= 3:

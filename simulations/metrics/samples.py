@@ -40,7 +40,7 @@ class Samples:
     """
 
     def __init__(self, counters: Flags, keep: int, *, prometheus: Literal[2, 3] = 3) -> None:
-        self._counters = counters
+        self._counters, self._counts = counters, bool(counters.any())
         self._keep = keep
         self.prometheus = prometheus
         self._places: dict[int, int] = {}
@@ -57,7 +57,7 @@ class Samples:
         self.raw: FloatArray = _longer(had, np.zeros((*shape, columns)), self, "raw")
         """(places, keep, columns): as scraped."""
         self.unreset: FloatArray = _longer(had, np.zeros((*shape, columns)), self, "unreset")
-        """The same as if counters had never been reset."""
+        """The same as if counters had never been reset; of a table without counters nothing."""
         self._next: IntArray = _longer(had, np.zeros(count, dtype=np.int64), self, "_next")
         self._lost: FloatArray = _longer(had, np.zeros((count, columns)), self, "_lost")
         self._seen: FloatArray = _longer(had, np.zeros((count, columns)), self, "_seen")
@@ -89,14 +89,15 @@ class Samples:
         if not targets:
             return
         places = np.array([self._place(target) for target in targets], dtype=np.int64)
-        seen = self._seen[places]
-        self._lost[places] += np.where(self._counters & (rows < seen), seen, 0.0)
-        self._seen[places] = rows
         at = self._next[places] % self._keep
         self.times[places, at] = at_s
         self.live[places, at] = True
         self.raw[places, at] = rows
-        self.unreset[places, at] = rows + self._lost[places]
+        if self._counts:
+            seen = self._seen[places]
+            self._lost[places] += np.where(self._counters & (rows < seen), seen, 0.0)
+            self._seen[places] = rows
+            self.unreset[places, at] = rows + self._lost[places]
         self._next[places] += 1
 
     def mark_stale(self, at_s: float, target: int) -> None:

@@ -14,15 +14,19 @@ from serving.errors import InputError
 from serving.promql import Series
 from serving.signals import SIGNALS, Signal
 from simulations.engine import Reading
-from simulations.metrics.layout import GPU_COUNTERS, SERVER_COUNTERS, layout, server_rows
+from simulations.metrics.layout import (
+    GPU_COUNTERS,
+    N_SERVER,
+    SERVER_COUNTERS,
+    layout,
+    server_rows,
+)
 from simulations.metrics.pipeline import Pipeline
 from simulations.metrics.promql import Query
 from simulations.metrics.samples import Flags, FloatArray, Samples
 
-_REACH_S = max(
-    *(promql.reach_s(alert.expression) for alert in ALERTS),
-    *(promql.reach_s(signal.per_pod) for signal in SIGNALS.values()),
-)
+_SIGNALS_REACH_S = max(promql.reach_s(signal.per_pod) for signal in SIGNALS.values())
+_REACH_S = max(_SIGNALS_REACH_S, *(promql.reach_s(alert.expression) for alert in ALERTS))
 BEHIND_S = 300.0
 """What is asked about the past may be asked so much later."""
 
@@ -35,19 +39,29 @@ class Telemetry:
 
     Args:    memory_share: of a GPU's memory that a server takes at its start, 0 to 1.
              relist_phase_s: when the adapter looks for metrics the first time.
+             alerts: whether they will be asked for, or the autoscaler's metrics alone.
+             columns: so many of the first are kept of a server's scrape (`server_columns`).
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, memory_share: float = 0.84, relist_phase_s: float = 0.0
+        self,
+        pipeline: Pipeline,
+        *,
+        memory_share: float = 0.84,
+        relist_phase_s: float = 0.0,
+        alerts: bool = True,
+        columns: int = N_SERVER,
     ) -> None:
         self._pipeline = pipeline
         self._memory_share = memory_share
-        self._kept_s = max(_REACH_S, pipeline.lookback_s) + pipeline.query_age_s
-        self._kept_s += BEHIND_S + 2 * pipeline.evaluation_interval_s
+        late_s = pipeline.query_age_s + 2 * pipeline.evaluation_interval_s
+        self._kept_s = max(_REACH_S, pipeline.lookback_s) + late_s + BEHIND_S
+        asked_s = self._kept_s if alerts else max(_SIGNALS_REACH_S, pipeline.lookback_s) + late_s
         # Stale markers take rows of their own: a few more for pods that crash again and again.
-        keep = math.ceil(self._kept_s / pipeline.scrape_interval_s) + 10
+        keep = math.ceil(asked_s / pipeline.scrape_interval_s) + 10
         major = pipeline.prometheus
-        self._server = Samples(SERVER_COUNTERS, keep, prometheus=major)
+        self._whole, self._columns = alerts, columns
+        self._server = Samples(SERVER_COUNTERS[:columns], keep, prometheus=major)
         self._gpu = Samples(GPU_COUNTERS, keep, prometheus=major)
         self._layout = layout(self._server, self._gpu)
         self._chosen: dict[Series, list[int]] = {}
@@ -99,7 +113,8 @@ class Telemetry:
         if self._pipeline.gpu_exporter_s == 0:
             busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
             self.collect(now_s, busy, loading)
-        self.take(now_s, list(readings), server_rows(list(readings.values())), loading, down)
+        rows = server_rows(list(readings.values()), self._columns)
+        self.take(now_s, list(readings), rows, loading, down)
 
     def take(
         self,
@@ -162,7 +177,8 @@ class Telemetry:
         if without:
             gone = list(without)
             kept = {id(s): ~np.isin(s.target, gone) for s in (self._server, self._gpu)}
-        return Query(self._layout, np.array(at_s), self._pipeline.lookback_s, kept, self._chosen)
+        lookback_s = self._pipeline.lookback_s
+        return Query(self._layout, np.array(at_s), lookback_s, kept, self._chosen, self._whole)
 
     def visible(self, metric: str, now_s: float) -> dict[int, float]:
         """A metric by pod, as the autoscaler reads it now; pods without series are left out.

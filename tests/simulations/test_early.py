@@ -13,6 +13,7 @@ from serving.hpa import (
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     TTFT_MEAN,
+    TTFT_P99,
     HpaSpec,
     pods_metric,
 )
@@ -40,6 +41,7 @@ PLANS = {
     "waiting": scaled(REQUESTS_WAITING, 2),
     "utilisation": scaled(GPU_UTILISATION, 70),
     "latency": scaled(TTFT_MEAN, 0.1),
+    "latency p99": scaled(TTFT_P99, 0.1),
     "rate": scaled(REQUESTS_PER_SECOND, 10),
     "held": scaled(REQUESTS_RUNNING, 12, 2, 2),
     "spares": scaled(REQUESTS_RUNNING, 12).model_copy(update={"warm_spares": 1}),

@@ -18,6 +18,7 @@ from simulations.bounds import static_peak
 from simulations.clairvoyant import clairvoyant_bound
 from simulations.latency import LatencyModel
 from simulations.traffic import Workload
+from workbench.tune.equals import ARTICLE_HPA
 from workbench.tune.rules import queue_hpas, rule_hpa
 from workbench.tune.twin import Twin
 
@@ -54,8 +55,8 @@ def baselines(
         plans = [_changed(winner, "static-peak", replicas=size, hpa=None)]
     except InfeasibleError:
         plans = []
-    article = rule_hpa("article", winner.engine.max_num_seqs, max_replicas)
-    for name, hpa in {"article-hpa": article, **queue_hpas(max_replicas)}.items():
+    plans.append(article_of(winner, max_replicas))
+    for name, hpa in queue_hpas(max_replicas).items():
         plans.append(_changed(winner, name, hpa=hpa.model_dump()))
     plans.extend(rivals)
     on_progress(f"{len(plans)} baselines", 0.4)
@@ -71,6 +72,12 @@ def baselines(
     on_progress(CLAIRVOYANT, 0.9)
     rows.append(_clairvoyant(winner, twin.workload, latency, seeds))
     return pd.DataFrame(rows)
+
+
+def article_of(winner: Plan, max_replicas: int) -> Plan:
+    """The winner's variant and engine under the autoscaler of the usual advice."""
+    article = rule_hpa("article", winner.engine.max_num_seqs, max_replicas)
+    return _changed(winner, ARTICLE_HPA, hpa=article.model_dump())
 
 
 def _changed(plan: Plan, name: str, **fields: Any) -> Plan:

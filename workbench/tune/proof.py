@@ -37,6 +37,7 @@ class Proven:
         score: of the search, on its own seeds.
         passed_over: cheaper trials that kept the SLO in the search and broke it in the final choice.
         doubt: that nothing keeps the SLO, where the winner is only what came nearest.
+        on_choice: of the final choice, one of each seed; () where nothing keeps the SLO.
     """
 
     point: Point
@@ -44,6 +45,7 @@ class Proven:
     plan: Plan
     passed_over: int
     doubt: str = ""
+    on_choice: Sequence[Score] = ()
 
 
 def winner(
@@ -96,7 +98,7 @@ def winner(
             if not found.keeps_slo:
                 break
         else:
-            return Proven(point, score, plan, passed_over=rank)
+            return Proven(point, score, plan, passed_over=rank, on_choice=scores)
         rank += 1
         if not found.error:
             refuted.append((reached(found.metrics, ground.slo), (point, score)))

@@ -16,8 +16,9 @@ from simulations.predict import predict
 from simulations.simulate import simulate as the_twin
 from simulations.traffic import Workload
 from workbench.tune.admit import Admitted, admit
-from workbench.tune.baselines import RANDOM, baselines
+from workbench.tune.baselines import RANDOM, article_of, baselines
 from workbench.tune.candidate import Candidate
+from workbench.tune.equals import as_good
 from workbench.tune.evaluate import Job, Score, Simulate
 from workbench.tune.neighbours import fragile, look_around
 from workbench.tune.point import Ground, Point, draw, parameters
@@ -173,8 +174,18 @@ def tune(
             with suppress(InfeasibleError):  # all of its trials failed
                 rival = best_of(at_random.trials(), must_keep=False).plan
                 rivals = [rival.model_copy(update={"name": RANDOM})]
-        say("the winner on unseen traffic", _CHOSEN)
         won = proven.plan
+        say("who is as good as the article's HPA", _CHOSEN)
+        equal = as_good(
+            article_of(won, ground.most_replicas),
+            proven,
+            tried,
+            ground,
+            choice_seeds,
+            lambda plan, over: twin.scores([plan], over)[0],
+        )
+        rivals += [] if equal is None else [equal]
+        say("the winner on unseen traffic", _CHOSEN)
         result = twin.result(won, unseen_seeds)
         around = unseen_seeds[:neighbour_seeds]
 

@@ -16,6 +16,7 @@ from serving.errors import InputError
 from serving.plan import Plan
 from serving.values import Estimate, one_line, shown_html
 from simulations.result import Prediction, SimResult
+from workbench.tune import equals
 from workbench.tune.unseen import COLUMNS, generalisation, generalisation_in_words
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Tuning:
         """The same in words; empty where it is not known."""
         seeds = (self.seen_seeds, len(self.winner_result.per_seed))
         return generalisation_in_words(self.generalisation(), seeds, self.passed_over)
+
+    def at_equal_attainment_in_words(self) -> str:
+        """What is saved against the article's HPA, also where no fewer requests may meet the SLO."""
+        return equals.in_words(self.table(), self.winner.name)
 
     def table(self) -> pd.DataFrame:
         """The winner beside the baselines."""
@@ -182,11 +187,12 @@ class Tuning:
         table = self.table()
         shown = table[[name for name in _SHOWN if name in table]]
         kept = int(self.trials["keeps_slo"].sum())
-        said = f"{self.winner.name} won of {len(self.trials)} trials, {kept} of which keep the SLO"
+        won = f"{self.winner.name} won of {len(self.trials)} trials, {kept} of which keep the SLO"
         notes = [f"not searched: {name}, {why}" for name, why in self.rejected.items()]
         notes += [self.generalisation_in_words()] if self.seen else []
+        notes += [said] if (said := self.at_equal_attainment_in_words()) else []
         notes += [f"doubt: {doubt}" for doubt in self.own_doubts]
-        return shown_html(said, shown, doubts=self.doubts, notes=notes)
+        return shown_html(won, shown, doubts=self.doubts, notes=notes)
 
     def plot_front(self) -> go.Figure:
         """Every trial by GPU hours and attainment, the Pareto front, the winner and the baselines."""
