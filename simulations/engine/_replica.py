@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulations.engine._blocks import take_blocks
+from simulations.engine._compiler import compiled
 from simulations.engine._scheduler import (
     abandon,
     begin,
@@ -16,7 +17,7 @@ from simulations.engine._scheduler import (
     step_s_of,
     take_in,
 )
-from simulations.engine._state import NEVER, Int, Limits, Speed, View, compiled
+from simulations.engine._state import NEVER, Int, Limits, Speed, View
 
 
 @compiled

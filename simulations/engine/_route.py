@@ -12,6 +12,7 @@ import numpy as np
 
 from simulations.engine._balance import NO_ROOM, choose
 from simulations.engine._blocks import uniform
+from simulations.engine._compiler import compiled, entry
 from simulations.engine._lists import COMING_HEAP, without_root
 from simulations.engine._replica import advance
 from simulations.engine._results import answered
@@ -30,8 +31,6 @@ from simulations.engine._state import (
     Records,
     Speed,
     State,
-    compiled,
-    entry,
     view,
 )
 

@@ -26,6 +26,7 @@ from simulations.engine._blocks import (
     touch_block,
     uniform,
 )
+from simulations.engine._compiler import compiled
 from simulations.engine._lists import (
     ABANDON_HEAP,
     COMING_HEAP,
@@ -64,7 +65,6 @@ from simulations.engine._state import (
     Records,
     Speed,
     View,
-    compiled,
 )
 
 
