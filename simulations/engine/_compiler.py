@@ -25,7 +25,7 @@ DIGEST = hashlib.sha256(
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 
-class _Part(JITCodeLibrary):
+class _Part(JITCodeLibrary):  # type: ignore[misc]
     """Code that is only linked into other code: neither optimised nor made to run by itself."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
