@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulations.engine._blocks import mixed
-from simulations.engine._state import Gate, Int, IntArray, Records, compiled
+from simulations.engine._compiler import compiled
+from simulations.engine._state import Gate, Int, IntArray, Records
 
 LEAST, ROUND_ROBIN, TWO_CHOICES, PREFIX = range(4)
 """As gateway.BALANCING has them."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulations.engine._state import Content, Int, Int32Array, Records, compiled
+from simulations.engine._compiler import compiled
+from simulations.engine._state import Content, Int, Int32Array, Records
 
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xBF58476D1CE4E5B9)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulations.engine._state import Int, Int32Array, Records, compiled
+from simulations.engine._compiler import compiled
+from simulations.engine._state import Int, Int32Array, Records
 
 COMING_HEAP, WAITING_HEAP, ABANDON_HEAP = np.arange(3)
 """By time sent; by priority, then time sent; by the time at which its client gives up."""

@@ -9,22 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from simulations.engine._blocks import take_blocks
-from simulations.engine._scheduler import (
-    abandon,
-    begin,
-    complete,
-    step_s_of,
-    take_in,
-)
-from simulations.engine._state import NEVER, Int, Limits, Speed, View, compiled
+from simulations.engine._compiler import compiled
+from simulations.engine._complete import complete
+from simulations.engine._leaving import abandon
+from simulations.engine._queue import take_in
+from simulations.engine._state import NEVER, Int, Int32Array, Limits, Records, Speed, View
+from simulations.engine._step import begin, step_s_of
 
 
 @compiled
-def _next_finish(st: View, limits: Limits) -> Int:
+def _next_finish(e: Records, finish: Int32Array, ring: Int) -> Int:
     """Rounds until the first DECODE slot has all its tokens; there is one."""
-    e = st.row[0]
     at = max(e.scanned, e.rounds)
-    while st.finish[(at + 1) % limits.ring] < 0:
+    while finish[(at + 1) % ring] < 0:
         at += 1
     e.scanned = at
     return np.int64(at + 1 - e.rounds)
@@ -60,7 +57,7 @@ def _quiet_until(bound_s: float, st: View, speed: Speed, limits: Limits) -> floa
                 bound_s = min(bound_s, flight.end_s)
     start_s = max(e.clock_s, e.last_end_s)
     if e.n_decode > 0:
-        bound_s = min(bound_s, start_s + _next_finish(st, limits) * shortest_s)
+        bound_s = min(bound_s, start_s + _next_finish(e, st.finish, limits.ring) * shortest_s)
     if e.n_prefill > 0 or e.n_waiting > 0:
         bound_s = min(bound_s, start_s + shortest_s)
     if e.n_inbox > 0:
@@ -89,7 +86,7 @@ def _decode_run(until_s: float, st: View, speed: Speed, limits: Limits) -> bool:
     gap_s = speed.overhead if len(speed.given_s) == 0 else 0.0
     before = e.step
     nothing = np.int64(0)
-    last = e.step + _next_finish(st, limits) - 1
+    last = e.step + _next_finish(e, st.finish, limits.ring) - 1
     while e.step < last and e.clock_s < stop_s:
         oldest = st.flights[(e.updated + 1) % 2]
         if limits.depth == 2 and (oldest.count > 0 or oldest.end_s > until_s):

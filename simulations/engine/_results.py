@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulations.engine._state import Gate, Int, compiled
+from simulations.engine._compiler import compiled
+from simulations.engine._state import Gate, Int
 
 _NEWEST, _OLDEST, _COUNT = range(3)
 

@@ -12,10 +12,13 @@ import numpy as np
 
 from simulations.engine._balance import NO_ROOM, choose
 from simulations.engine._blocks import uniform
+from simulations.engine._clients import gives_up_s, over
+from simulations.engine._compiler import compiled, entry
+from simulations.engine._leaving import lose
 from simulations.engine._lists import COMING_HEAP, without_root
+from simulations.engine._queue import enqueue
 from simulations.engine._replica import advance
 from simulations.engine._results import answered
-from simulations.engine._scheduler import enqueue, gives_up_s, lose, over
 from simulations.engine._state import (
     ABORTED,
     CACHED,
@@ -30,8 +33,6 @@ from simulations.engine._state import (
     Records,
     Speed,
     State,
-    compiled,
-    entry,
     view,
 )
 

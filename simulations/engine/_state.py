@@ -6,25 +6,14 @@ index, -1 (of blocks 0, the null block) where they end.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from simulations.engine._compiler import compiled
 
 NEVER = np.inf
-CORE = (
-    *("_state.py", "_lists.py", "_blocks.py", "_results.py", "_scheduler.py", "_replica.py"),
-    *("_balance.py", "_route.py"),
-)
-DIGEST = hashlib.sha256(
-    b"".join((Path(__file__).parent / name).read_bytes() for name in CORE)
-).hexdigest()[:12]
-
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
@@ -32,36 +21,6 @@ Int = Any
 """An integer of compiled code, of whatever width."""
 Records = Any
 """A record array. (Field access by attribute has no static type.)"""
-
-
-def compiled(function: Compiled) -> Compiled:
-    """Compile on first use, to be called by compiled code."""
-    return _compiled(function, from_python=False)
-
-
-def entry(function: Compiled) -> Compiled:
-    """The same, to be called by Python."""
-    return _compiled(function, from_python=True)
-
-
-def _compiled(function: Compiled, *, from_python: bool) -> Compiled:
-    """The machine code is kept where NUMBA_CACHE_DIR says.
-
-    numba notices that a function's own file changed, not that one it calls did: the digest of all
-    of them in the name keeps a warm cache from serving old code. Nothing allocates, so that
-    reference counts are left out; they and wrappers for Python are most of what compiling costs.
-    """
-    function.__qualname__ = f"{function.__name__}_{DIGEST}"
-    return cast(
-        Compiled,
-        njit(
-            cache=True,
-            error_model="numpy",
-            no_cpython_wrapper=not from_python,
-            no_cfunc_wrapper=True,
-            _nrt=False,
-        )(function),
-    )
 
 
 YES: Any = np.bool_(True)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.gateway.spec import GatewaySpec
+from simulations.engine._compiler import DIGEST
 from simulations.engine._route import (
     ARRIVED,
     AT_GATEWAY,
@@ -25,7 +26,7 @@ from simulations.engine._route import (
     run_until,
 )
 from simulations.engine._setup import emptied, grown, limits_of, new_state, speed_of
-from simulations.engine._state import DIGEST, REPLICA, IntArray, Records
+from simulations.engine._state import REPLICA, IntArray, Records
 from simulations.engine.histograms import BUCKETS_S
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
@@ -74,7 +75,7 @@ def _announce() -> None:
         return
     if any(Path(core.stats.cache_path).glob(f"*{DIGEST}*.nbi")):
         return
-    print("Compiling the engine twin, once on this machine (20 to 60 s) ...", file=sys.stderr)
+    print("Compiling the engine twin, once on this machine (15 to 30 s) ...", file=sys.stderr)
 
 
 class DataPlane:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,11 @@ OUTCOMES = (
     *("answered", "aborted", "rejected", "failed", "cached"),
 )
 """By status of a request."""
+_OUTCOME = (
+    *("sent_s", "first_s", "end_s", "prompt", "output"),
+    *("preemptions", "hit_tokens", "status"),
+)
+"""What the table is made of."""
 _ENDS = pd.CategoricalDtype(list(dict.fromkeys(OUTCOMES)))
 _CODES = _ENDS.categories.get_indexer(pd.Index(OUTCOMES)).astype(np.int8)
 
@@ -66,7 +72,9 @@ def simulate_replica(
     )
     plane.advance(NEVER, [plane.add()])
     noise_s = latency.request_noise_s if noise else ()
-    return request_frame(plane.requests, noise_s, seed)
+    outcomes = {name: plane.requests[name].copy() for name in _OUTCOME}
+    del plane  # a record is as large as a row of the table
+    return request_frame(outcomes, noise_s, seed)
 
 
 def trace_replica(
@@ -124,7 +132,7 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
 
 
 def request_frame(
-    requests: Records,
+    requests: Records | dict[str, Any],
     noise_s: Sequence[float] = (),
     seed: int = 0,
     *,
@@ -132,18 +140,23 @@ def request_frame(
 ) -> pd.DataFrame:
     """Outcomes as a table: NaN where something never happened.
 
-    Args:    asked_s: when each was sent first, where some were sent again; latencies count from it.
+    Args:    requests: records, or arrays by the names of their fields, which the table may keep.
+             asked_s: when each was sent first, where some were sent again; latencies count from it.
              noise_s: what is drawn from for each request's first token and end, () for nothing.
     """
-    first_s, end_s = requests["first_s"].copy(), requests["end_s"].copy()
+    first_s = np.ascontiguousarray(requests["first_s"])
+    end_s = np.ascontiguousarray(requests["end_s"])
     if len(noise_s):
-        rng = np.random.default_rng([seed, len(requests)])
-        first_s = first_s + rng.choice(np.asarray(noise_s), len(requests))
-        end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(requests)), first_s)
-    sent_s = requests["sent_s"].copy() if asked_s is None else asked_s
+        rng = np.random.default_rng([seed, len(first_s)])
+        first_s = first_s + rng.choice(np.asarray(noise_s), len(first_s))
+        end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(first_s)), first_s)
+    sent_s = np.ascontiguousarray(requests["sent_s"]) if asked_s is None else asked_s
     ttft_s = first_s - sent_s
     e2e_s = end_s - sent_s
-    gaps = np.where(requests["output"] > 1, requests["output"] - 1, np.nan)
+    tpot_s = e2e_s - ttft_s
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot_s /= requests["output"] - 1
+    tpot_s[requests["output"] <= 1] = np.nan
     status = requests["status"]
     return pd.DataFrame(
         {
@@ -153,7 +166,7 @@ def request_frame(
             "prompt_tokens": requests["prompt"].astype(np.int64),
             "output_tokens": requests["output"].astype(np.int64),
             "ttft_s": ttft_s,
-            "tpot_s": (e2e_s - ttft_s) / gaps,
+            "tpot_s": tpot_s,
             "e2e_s": e2e_s,
             "preemptions": requests["preemptions"].astype(np.int64),
             "cached_tokens": requests["hit_tokens"].astype(np.int64),
