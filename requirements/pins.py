@@ -133,7 +133,7 @@ def install(kind: str, *, here: bool) -> None:
     library = sysconfig.get_path("purelib") if here else str(VENV / "lib")
     # Some packages carry templates that are not Python; their errors do not matter.
     subprocess.run([str(python), "-m", "compileall", "-q", "-j", "0", library], capture_output=True)
-    say("compiling the engine twin (20 to 60 s)")
+    say("compiling the engine twin (15 to 60 s)")
     subprocess.run([str(python), "-m", "simulations.engine.compile"], check=True, cwd=ROOT)
     if not here:
         (VENV / ".installed").write_text(kind + "\n")
