@@ -78,7 +78,10 @@ def plan_step(cap: Int, st: View, limits: Limits) -> Int:
 
 @compiled
 def _victim(st: View, limits: Limits) -> Int:
-    """Who is preempted: the youngest, or of the lowest priority the latest to arrive."""
+    """Who is preempted: the youngest, or of the lowest priority the latest to arrive.
+
+    Of two that arrived at once always the same, or they could preempt each other for ever.
+    """
     e, q, slots = st.row[0], st.requests, st.slots
     if not limits.priority:
         return np.int64(e.last_slot)
@@ -86,8 +89,13 @@ def _victim(st: View, limits: Limits) -> Int:
     s = slots[worst].after
     while s >= 0:
         a, b = q[slots[s].request], q[slots[worst].request]
-        later = a.priority == b.priority and a.sent_s > b.sent_s
-        if a.priority > b.priority or later:
+        if a.priority != b.priority:
+            worse = a.priority > b.priority
+        elif a.sent_s != b.sent_s:
+            worse = a.sent_s > b.sent_s
+        else:
+            worse = slots[s].request > slots[worst].request
+        if worse:
             worst = s
         s = slots[s].after
     return np.int64(worst)

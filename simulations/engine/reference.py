@@ -302,7 +302,7 @@ class ReferenceEngine:
             while request.status == "running" and not self._grow(request, tokens):
                 victim = self.running[-1]
                 if options.priority:
-                    victim = max(self.running, key=lambda r: (r.priority, r.sent_s))
+                    victim = max(self.running, key=lambda r: r.order)
                     scheduled = victim in step.tokens
                     before = self.running.index(victim) < position
                     if before and (scheduled or not options.unscheduled_victim_skips_next):

@@ -53,6 +53,28 @@ def test_every_step_is_that_of_the_reference(case: Case) -> None:
     pd.testing.assert_frame_equal(fast, found)
 
 
+def test_two_that_arrive_at_once_do_not_preempt_each_other_for_ever() -> None:
+    """Each is too long for the half of the blocks that the other leaves, and gets a token a step."""
+    at_once = Schedule(
+        np.full(2, 0.301),
+        np.array([37, 47]),
+        np.array([55, 58]),
+        priority=np.zeros(2, dtype=np.int64),
+    )
+    options = SchedulerOptions(
+        max_seqs=2,
+        max_step_tokens=2,
+        block_size=3,
+        long_prefill_tokens=1,
+        priority=True,
+        prefix_caching=False,
+        async_scheduling=True,
+        watermark_blocks=2,
+    )
+    table, _ = reference_replica(at_once, latency(kv_blocks=38, block_size_tokens=3), options)
+    assert (table["preemptions"] > 0).tolist() == [False, True]
+
+
 def test_the_cases_are_not_empty() -> None:
     """The property above, and vLLM's, would be without preemptions, hits, aborts and rejections."""
     seen = {"steps": 0, "preemptions": 0, "hit_tokens": 0, "aborted": 0, "rejected": 0, "turns": 0}

@@ -181,7 +181,8 @@ class VllmCore:
                 max_tokens=int(schedule.output_tokens[i]), ignore_eos=True
             ),
             pooling_params=None,
-            arrival_time=sent_s,
+            # No two requests reach a server at once; vLLM's order of those that did is no order in time.
+            arrival_time=sent_s + 1e-9 * i,
             priority=priority,
             block_hasher=self._hasher,
         )
