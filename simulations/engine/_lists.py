@@ -16,7 +16,7 @@ COMING_HEAP, WAITING_HEAP, ABANDON_HEAP = np.arange(3)
 
 
 @compiled
-def _before(heap: Int, a: Int, b: Int, q: Records) -> bool:
+def before(heap: Int, a: Int, b: Int, q: Records) -> bool:
     """Whether request a is in front of b; of equals the lower index is."""
     if heap == ABANDON_HEAP:
         if q[a].abandon_s != q[b].abandon_s:
@@ -35,7 +35,7 @@ def merge(heap: Int, a: Int, b: Int, q: Records) -> Int:
     root = np.int64(-1)
     parent = np.int64(-1)
     while a >= 0 and b >= 0:
-        if _before(heap, b, a, q):
+        if before(heap, b, a, q):
             a, b = b, a
         if parent < 0:
             root = a

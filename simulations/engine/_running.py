@@ -9,6 +9,7 @@ import numpy as np
 
 from simulations.engine._blocks import take_blocks
 from simulations.engine._compiler import compiled
+from simulations.engine._lists import WAITING_HEAP, before
 from simulations.engine._queue import wait
 from simulations.engine._slots import blocks_of, grow, held_by, list_prefill, stop, undecode
 from simulations.engine._state import (
@@ -78,9 +79,9 @@ def plan_step(cap: Int, st: View, limits: Limits) -> Int:
 
 @compiled
 def _victim(st: View, limits: Limits) -> Int:
-    """Who is preempted: the youngest, or of the lowest priority the latest to arrive.
+    """Who is preempted: the youngest, or by priority who would wait behind all the others.
 
-    Of two that arrived at once always the same, or they could preempt each other for ever.
+    One order for both, also of those that arrived at once, or they could preempt each other for ever.
     """
     e, q, slots = st.row[0], st.requests, st.slots
     if not limits.priority:
@@ -88,14 +89,7 @@ def _victim(st: View, limits: Limits) -> Int:
     worst = e.first_slot
     s = slots[worst].after
     while s >= 0:
-        a, b = q[slots[s].request], q[slots[worst].request]
-        if a.priority != b.priority:
-            worse = a.priority > b.priority
-        elif a.sent_s != b.sent_s:
-            worse = a.sent_s > b.sent_s
-        else:
-            worse = slots[s].request > slots[worst].request
-        if worse:
+        if before(WAITING_HEAP, slots[worst].request, slots[s].request, q):
             worst = s
         s = slots[s].after
     return np.int64(worst)
