@@ -3,7 +3,7 @@
     python -m experiments.compression [FOLDER ...] [--out compression.html]
 
 A folder is what `workbench study` or `workbench payoff` left, with the device's ceilings in or beside it;
-without any, two results of an H100 beside this file, of different days. Ratios never mix folders.
+without any, the results of an H100 beside this file, of different days. Ratios never mix folders.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _H100 = Path(__file__).parent / "results" / "h100"
-RESULTS = (_H100 / "compression-8b", _H100 / "payoff-8b")
+RESULTS = tuple(
+    _H100 / name for name in ("compression-8b", "payoff-8b", "compression-8b-2", "compression-1b")
+)
 FOUR_BIT = ("int4-gptq", "int4-awq", "bnb-nf4")
 _LOAD = ["variant", "prompt_tokens", "output_tokens", "batch"]
 _COSTS = ("power_mean_w", "joules_per_token", "mbu", "mfu", "roofline_share")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+import os
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import torch
+
+VARIABLE = "WORKBENCH_FILL_DUMMIES"
+"""Set where the processes of a vLLM that loads the format `dummy` are to fill it."""
 _STD = 0.02
 _FILLS = "initialize_single_dummy_weight"
 
@@ -14,6 +20,8 @@ def fill(tensor: torch.Tensor, *_: object, **__: object) -> None:
     vLLM's own leaves integers as they were allocated and rounds all but some of FP8 to zero, which costs
     the GPU less power than weights do.
     """
+    import torch
+
     with torch.no_grad():
         if tensor.device.type == "meta" or not tensor.numel():
             return
@@ -39,3 +47,13 @@ def fill_dummies() -> None:
     for module in (weight_utils, dummy_loader):
         if hasattr(module, _FILLS):  # which of the two holds it depends on the version
             setattr(module, _FILLS, fill)
+
+
+def fill_where_asked() -> None:
+    """`fill_dummies` where `VARIABLE` is set.
+
+    It is registered as a `vllm.general_plugins` entry point: every process of vLLM calls it first, the
+    workers of a model on several GPUs too.
+    """
+    if os.environ.get(VARIABLE):
+        fill_dummies()

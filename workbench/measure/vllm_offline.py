@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from serving.errors import EngineError
 from serving.plan import EngineArgs, Variant
+from workbench.measure import dummies
 from workbench.measure.coldstart import ColdStartParts, captured_start_log, parse_start_log
 from workbench.measure.drive import Produced, drive
 from workbench.measure.engine import OnProgress, ReplicaInfo, Run, Step
@@ -109,6 +110,10 @@ class OfflineEngine:
 
         from workbench.measure.steplog import StepLogger
 
+        if self.engine_args.load_format == "dummy":
+            # vLLM asks plugins once in a process, and this may not be its first engine.
+            dummies.fill_dummies()
+            os.environ[dummies.VARIABLE] = "1"
         arguments = vllm.EngineArgs(**self._arguments())
         with _hidden("llvmlite.binding.ffi"):
             return LLMEngine.from_engine_args(

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from serving.errors import EngineError, InputError
 from serving.plan import EngineArgs, Variant
+from workbench.measure import dummies
 from workbench.measure.coldstart import CONFIG_VARIABLE, parse_start_log, write_logging_config
 from workbench.measure.engine import OnProgress, ReplicaInfo, Run, requests_frame
 from workbench.measure.environment import engine_threads, gpu_names
@@ -22,7 +23,7 @@ from workbench.measure.process import ChildGroup, free_port, port_in_use
 from workbench.measure.steps import StepLog, cached_tokens, server_steps
 from workbench.measure.vllm_attached import AttachedEngine, ask
 
-_PLUGINS = "workbench_steps,workbench_amx"
+_PLUGINS = "workbench_steps,workbench_amx,workbench_dummies"
 _POLL_S = 0.1
 _LOG_DELAY_S = 5.0
 """How long the last steps may take from the engine to the log."""
@@ -169,6 +170,8 @@ class ServerEngine:
             "VLLM_SERVER_DEV_MODE": "1",
             CONFIG_VARIABLE: str(write_logging_config(self.log.parent / "logging.json").resolve()),
         }
+        if self.engine_args.load_format == "dummy":
+            environment[dummies.VARIABLE] = "1"
         if Path(self.variant.model).exists():
             environment["HF_HUB_OFFLINE"] = "1"
         if not gpu_names():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
-from workbench.measure.dummies import fill, fill_dummies
+from serving.plan import EngineArgs, Variant
+from workbench.measure.dummies import VARIABLE, fill, fill_dummies, fill_where_asked
+from workbench.measure.vllm_server import ServerEngine
 
 weight_utils = pytest.importorskip("vllm.model_executor.model_loader.weight_utils")
 dummy_loader = pytest.importorskip("vllm.model_executor.model_loader.dummy_loader")
@@ -47,3 +51,26 @@ def test_vllm_fills_a_layer_by_it() -> None:
     fill_dummies()
     dummy_loader.initialize_single_dummy_weight(layer.weight)
     assert float((layer.weight == 0).float().mean()) < 0.05
+
+
+@pytest.mark.usefixtures("own")
+def test_vllms_processes_fill_where_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = dummy_loader.initialize_single_dummy_weight
+    monkeypatch.delenv(VARIABLE, raising=False)
+    fill_where_asked()
+    assert dummy_loader.initialize_single_dummy_weight is own
+    monkeypatch.setenv(VARIABLE, "1")
+    (plugin,) = metadata.entry_points(group="vllm.general_plugins", name="workbench_dummies")
+    plugin.load()()
+    assert dummy_loader.initialize_single_dummy_weight is fill
+
+
+@pytest.mark.parametrize("load_format", [None, "dummy"])
+def test_a_server_is_asked_where_its_weights_are_dummies(
+    load_format: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    server = ServerEngine(
+        Variant(name="bf16", model="m"), EngineArgs(load_format=load_format), folder=tmp_path
+    )
+    assert (VARIABLE in server._environment()) == (load_format == "dummy")
