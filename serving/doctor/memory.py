@@ -16,9 +16,7 @@ from serving.plan import EngineArgs
 
 GIB = 2**30
 CONTEXT_BYTES = GIB // 2
-"""Assumed: kernels, the CUDA context and workspaces of libraries."""
-NCCL_BYTES = GIB // 2
-"""Assumed: buffers between GPUs, where there are several."""
+"""Assumed: kernels, the CUDA context and workspaces of libraries, buffers between GPUs too."""
 GRAPHS_BYTES = GIB // 4
 """Assumed: CUDA graphs."""
 _LOGITS_COPIES = 3
@@ -82,4 +80,4 @@ def step_bytes(shape: Shape, engine: EngineArgs) -> int:
     )
     logits = engine.max_num_seqs * shape.vocabulary * 4 * _LOGITS_COPIES
     graphs = 0 if engine.enforce_eager else GRAPHS_BYTES
-    return max(activations, logits) + CONTEXT_BYTES + graphs + (NCCL_BYTES if spread > 1 else 0)
+    return max(activations, logits) + CONTEXT_BYTES + graphs

@@ -28,18 +28,29 @@ from tests.serving.doctor.machines import (
 MEASURED = Path(__file__).resolve().parents[3] / "experiments" / "results" / "h100"
 
 
-def engines() -> dict[str, tuple[EngineArgs, int, int]]:
-    """Arguments, bytes of weights and tokens of KV cache of each engine that ran on an H100."""
+LLAMA_1B = LLAMA_8B.model_copy(
+    update={"kv_layers": 16, "head_dim": 64, "hidden": 2048, "intermediate": 8192}
+)
+LLAMA_70B = LLAMA_8B.model_copy(update={"kv_layers": 80, "hidden": 8192, "intermediate": 28672})
+SHAPES = {6_979_321_856: LLAMA_8B, 973_078_528: LLAMA_1B, 68_451_041_280: LLAMA_70B}
+"""By the parameters of their layers' matrices."""
+
+
+def engines() -> dict[str, tuple[Shape, EngineArgs, int, int]]:
+    """Shape, arguments, bytes of weights and tokens of KV cache of each engine that ran on H100s."""
     found = {}
     for path in sorted(MEASURED.rglob("measurement.json")):
         told = json.loads(path.read_text())
         cost, replica = told.get("cost"), told["replica"]
         if not cost or not replica["kv_blocks"]:
             continue
+        shape = SHAPES[cost["linear_params"]]
         width = 4 if told["engine"]["dtype"] == "float32" else 2
-        weights = cost["weight_bytes"] + LLAMA_8B.vocabulary * LLAMA_8B.hidden * width
+        embedding = cost.get("embedding_bytes", shape.vocabulary * shape.hidden * width)
+        weights = cost["weight_bytes"] + embedding
         tokens = replica["kv_blocks"] * replica["block_size_tokens"]
         found[f"{told['variant']['name']}-{tokens}"] = (
+            shape,
             EngineArgs.model_validate(told["engine"]),
             weights,
             tokens,
@@ -50,9 +61,10 @@ def engines() -> dict[str, tuple[EngineArgs, int, int]]:
 def test_the_budget_is_that_of_engines_that_ran() -> None:
     measured = engines()
     assert len(measured) >= 7
-    for name, (engine, weights, tokens) in measured.items():
+    assert {engine.tensor_parallel_size for _, engine, _, _ in measured.values()} == {1, 2}
+    for name, (shape, engine, weights, tokens) in measured.items():
         of = Weights(served_bytes=weights, file_bytes=weights, plain=True, source="measured")
-        budget = Budget.of(LLAMA_8B, of, engine, h100().memory_bytes)
+        budget = Budget.of(shape, of, engine, h100().memory_bytes)
         ours = budget.kv_room / budget.kv_per_token
         # What a step needs is assumed on the safe side, and by little.
         assert 0.98 * tokens < ours <= 1.001 * tokens, name
