@@ -109,6 +109,7 @@ class DataPlane:
         """
         self._limits = limits_of(options, latency, schedule)
         self._speed = speed_of(latency, options.max_seqs, noise=noise, step_times_s=step_times_s)
+        self._schedule = schedule
         self._seed = seed
         self._state = new_state(
             schedule,
@@ -129,12 +130,25 @@ class DataPlane:
         self._cursor[[HEAD, TAIL]] = -1
         self._started = 0
         self._started_s: dict[int, float] = {}
+        self._versions: list[int] = []
         self.now_s = 0.0
 
     @property
-    def requests(self) -> Records:
-        """A record of every request, see `_state.REQUEST`."""
-        return self._state.requests
+    def requests(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays (n,), not to be changed: sent_s, prompt, output, status (see `_state.COMING`), first_s,
+        end_s, preemptions and hit_tokens."""
+        return {
+            "sent_s": self._state.requests["sent_s"],
+            "prompt": self._schedule.prompt_tokens,
+            "output": self._schedule.output_tokens,
+            "status": self._state.requests["status"],
+            **self._state.outcomes._asdict(),
+        }
+
+    @property
+    def versions(self) -> IntArray:
+        """int array (n,): version of the replica that had each request last, 0 where none had."""
+        return np.array([*self._versions, 0])[self._state.requests["replica"]]
 
     @property
     def traced(self) -> tuple[int, int]:
@@ -156,7 +170,7 @@ class DataPlane:
 
         Args:    slowdown: factor on the time of its steps.
                  error_share: of requests that it fails as soon as it gets them, 0 to 1.
-                 version: noted with each request that it gets.
+                 version: of the requests that it gets, see `versions`.
         """
         if not self._free:
             count = len(self._state.replicas)
@@ -170,8 +184,8 @@ class DataPlane:
         replica["clock_s"] = self.now_s
         replica["slowdown"] = slowdown
         replica["error_share"] = error_share
-        replica["version"] = version
         replica["number"] = self._started
+        self._versions.append(version)
         self._started += 1
         self._alive.append(row)
         self._started_s[row] = self.now_s
