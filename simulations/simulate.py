@@ -183,7 +183,7 @@ def _one_run(
         )
     blast = None
     if release is not None:
-        served = users.assign(version=fleet.data.versions)
+        served = users.assign(version=fleet.data.requests["version"])
         blast = blast_radius(
             served,
             fleet.rollout.progress,

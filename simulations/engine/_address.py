@@ -1,8 +1,8 @@
 """Named tuples passed by their address, in compiled code.
 
-numba passes a named tuple as all its members, and an array as seven numbers: at every call some three
-hundred arguments, which it has to generate and LLVM to optimise. That was most of what compiling cost.
-An address is one, and a member is read where it is used.
+numba passes a named tuple as all its members, and an array as seven numbers: some three hundred
+arguments at every call. To generate and optimise them was half of what compiling cost, and to pass them
+most of what running cost. An address is one, and a member is read where it is used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numba.extending import (
     models,
     register_model,
 )
+
 
 class _Address(types.Type):  # type: ignore[misc]
     """Of a named tuple of this type; `dtype` is what numba's pointers call it."""
@@ -49,7 +50,7 @@ class _Members(AttributeTemplate):  # type: ignore[misc]
         return _Address(held) if isinstance(held, types.NamedTuple) else held
 
 
-@lower_getattr_generic(_Address)
+@lower_getattr_generic(_Address)  # type: ignore[untyped-decorator]
 def _member(context: Any, builder: ir.IRBuilder, address: _Address, pointer: Any, name: str) -> Any:
     position, held = address.member(name)
     at = cgutils.gep_inbounds(builder, pointer, 0, position)
@@ -58,9 +59,9 @@ def _member(context: Any, builder: ir.IRBuilder, address: _Address, pointer: Any
     return context.data_model_manager[held].load_from_data_pointer(builder, at)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def by_address(_: Any, held: types.Type) -> tuple[Signature, Any]:
-    """A named tuple, put on the stack of the function that calls this: its address."""
+    """The address of a named tuple, which is put on the stack of the function that calls this."""
 
     def put(context: Any, builder: ir.IRBuilder, _: Any, values: Any) -> Any:
         model = context.data_model_manager[held]

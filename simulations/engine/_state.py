@@ -49,10 +49,10 @@ REQUEST = np.dtype(
         ("abandon_right", np.int32),
         ("slot", np.int32),
         ("priority", np.int32),
-        ("replica", np.int32),  # number of the last one that had it, -1 none
         ("waited_s", np.float32),  # in the queue, before it was first scheduled
         ("attempts", np.int16),  # how often it was sent
         ("status", np.int8),
+        ("version", np.int8),  # of the replica that had it last
     ],
     align=True,
 )
@@ -123,6 +123,7 @@ REPLICA = np.dtype(
         ("rejected", np.int64),
         ("failed", np.int64),
         ("number", np.int32),
+        ("version", np.int32),
         ("step", np.int64),  # steps that were decided
         ("updated", np.int64),  # steps that took effect
         ("rounds", np.int64),  # of decoding: each gives every DECODE slot a token

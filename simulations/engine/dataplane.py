@@ -130,25 +130,19 @@ class DataPlane:
         self._cursor[[HEAD, TAIL]] = -1
         self._started = 0
         self._started_s: dict[int, float] = {}
-        self._versions: list[int] = []
         self.now_s = 0.0
 
     @property
     def requests(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays (n,), not to be changed: sent_s, prompt, output, status (see `_state.COMING`), first_s,
-        end_s, preemptions and hit_tokens."""
+        """Arrays (n,), not to be changed: prompt, output; sent_s, status (see `_state.COMING`) and
+        version of the replica that had it last; first_s, end_s, preemptions, hit_tokens."""
+        records = self._state.requests
         return {
-            "sent_s": self._state.requests["sent_s"],
             "prompt": self._schedule.prompt_tokens,
             "output": self._schedule.output_tokens,
-            "status": self._state.requests["status"],
+            **{name: records[name] for name in ("sent_s", "status", "version")},
             **self._state.outcomes._asdict(),
         }
-
-    @property
-    def versions(self) -> IntArray:
-        """int array (n,): version of the replica that had each request last, 0 where none had."""
-        return np.array([*self._versions, 0])[self._state.requests["replica"]]
 
     @property
     def traced(self) -> tuple[int, int]:
@@ -170,7 +164,7 @@ class DataPlane:
 
         Args:    slowdown: factor on the time of its steps.
                  error_share: of requests that it fails as soon as it gets them, 0 to 1.
-                 version: of the requests that it gets, see `versions`.
+                 version: noted with each request that it gets.
         """
         if not self._free:
             count = len(self._state.replicas)
@@ -184,8 +178,8 @@ class DataPlane:
         replica["clock_s"] = self.now_s
         replica["slowdown"] = slowdown
         replica["error_share"] = error_share
+        replica["version"] = version
         replica["number"] = self._started
-        self._versions.append(version)
         self._started += 1
         self._alive.append(row)
         self._started_s[row] = self.now_s
