@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AttributeTemplate, Signature
 from numba.extending import (
@@ -51,7 +50,7 @@ class _Members(AttributeTemplate):  # type: ignore[misc]
 
 
 @lower_getattr_generic(_Address)  # type: ignore[untyped-decorator]
-def _member(context: Any, builder: ir.IRBuilder, address: _Address, pointer: Any, name: str) -> Any:
+def _member(context: Any, builder: Any, address: _Address, pointer: Any, name: str) -> Any:
     position, held = address.member(name)
     at = cgutils.gep_inbounds(builder, pointer, 0, position)
     if isinstance(held, types.NamedTuple):
@@ -63,7 +62,7 @@ def _member(context: Any, builder: ir.IRBuilder, address: _Address, pointer: Any
 def by_address(_: Any, held: types.Type) -> tuple[Signature, Any]:
     """The address of a named tuple, which is put on the stack of the function that calls this."""
 
-    def put(context: Any, builder: ir.IRBuilder, _: Any, values: Any) -> Any:
+    def put(context: Any, builder: Any, _: Any, values: Any) -> Any:
         model = context.data_model_manager[held]
         pointer = cgutils.alloca_once(builder, model.get_data_type())
         builder.store(model.as_data(builder, values[0]), pointer)

@@ -31,6 +31,7 @@ def enqueue(i: Int, at_s: float, st: View, limits: Limits) -> None:
     """Hand request i to the replica, or have it refused as vLLM's server does, or failed."""
     e, q = st.row[0], st.requests
     request = q[i]
+    request.replica = e.number
     request.version = e.version
     request.attempts += 1
     request.abandon_s = gives_up_s(i, q, st.gate)

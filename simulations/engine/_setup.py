@@ -42,7 +42,7 @@ _PER_REPLICA = (
 def new_requests(schedule: Schedule) -> Records:
     """Requests of which nothing has happened yet; the schedule is copied."""
     requests = np.zeros(len(schedule), dtype=REQUEST)
-    links = ("left", "right", "abandon_left", "abandon_right", "slot")
+    links = ("left", "right", "abandon_left", "abandon_right", "slot", "replica")
     blank = {"queued_s": np.nan, "abandon_s": NEVER, **dict.fromkeys(links, -1)}
     drawn = {
         "sent_s": schedule.arrived_at_s,

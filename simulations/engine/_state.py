@@ -52,7 +52,8 @@ REQUEST = np.dtype(
         ("waited_s", np.float32),  # in the queue, before it was first scheduled
         ("attempts", np.int16),  # how often it was sent
         ("status", np.int8),
-        ("version", np.int8),  # of the replica that had it last
+        ("version", np.int8),  # of the last replica that had it
+        ("replica", np.int32),  # its number, -1 none
     ],
     align=True,
 )

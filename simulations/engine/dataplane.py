@@ -33,6 +33,8 @@ from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
 
 _FIELDS = REPLICA.names or ()
+_COLUMNS = ("sent_s", "prompt", "output", "attempts", "status", "replica", "version")
+"""Of a request, for whoever looks from outside."""
 _BUCKETS = {name: len(edges) + 1 for name, edges in BUCKETS_S.items()}
 
 
@@ -109,7 +111,6 @@ class DataPlane:
         """
         self._limits = limits_of(options, latency, schedule)
         self._speed = speed_of(latency, options.max_seqs, noise=noise, step_times_s=step_times_s)
-        self._schedule = schedule
         self._seed = seed
         self._state = new_state(
             schedule,
@@ -134,15 +135,9 @@ class DataPlane:
 
     @property
     def requests(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays (n,), not to be changed: prompt, output; sent_s, status (see `_state.COMING`) and
-        version of the replica that had it last; first_s, end_s, preemptions, hit_tokens."""
+        """Arrays (n,) by name, which go on changing: see `_state.REQUEST` and `_state.Outcomes`."""
         records = self._state.requests
-        return {
-            "prompt": self._schedule.prompt_tokens,
-            "output": self._schedule.output_tokens,
-            **{name: records[name] for name in ("sent_s", "status", "version")},
-            **self._state.outcomes._asdict(),
-        }
+        return {**{name: records[name] for name in _COLUMNS}, **self._state.outcomes._asdict()}
 
     @property
     def traced(self) -> tuple[int, int]:

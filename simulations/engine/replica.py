@@ -25,6 +25,8 @@ OUTCOMES = (
     *("answered", "aborted", "rejected", "failed", "cached"),
 )
 """By status of a request."""
+_OUTCOME = ("sent_s", "first_s", "end_s", "preemptions", "hit_tokens", "status")
+"""What the table is made of, with the lengths that were asked for."""
 _ENDS = pd.CategoricalDtype(list(dict.fromkeys(OUTCOMES)))
 _CODES = _ENDS.categories.get_indexer(pd.Index(OUTCOMES)).astype(np.int8)
 
@@ -67,8 +69,9 @@ def simulate_replica(
     )
     plane.advance(NEVER, [plane.add()])
     noise_s = latency.request_noise_s if noise else ()
-    outcomes = {name: np.ascontiguousarray(column) for name, column in plane.requests.items()}
+    outcomes = {name: np.ascontiguousarray(plane.requests[name]) for name in _OUTCOME}
     del plane  # its records are as large as a row of the table
+    outcomes |= {"prompt": schedule.prompt_tokens, "output": schedule.output_tokens}
     return request_frame(outcomes, noise_s, seed)
 
 
