@@ -77,7 +77,7 @@ def _announce() -> None:
         return
     if any(Path(core.stats.cache_path).glob(f"*{DIGEST}*.nbi")):
         return
-    print("Compiling the engine twin, once on this machine (15 to 60 s) ...", file=sys.stderr)
+    print("Compiling the engine twin, once on this machine (10 to 30 s) ...", file=sys.stderr)
 
 
 class DataPlane:
