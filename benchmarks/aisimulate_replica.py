@@ -5,7 +5,8 @@
 It needs aisimulate and nothing of ours, so that it can run in an environment of its own. Its engine
 is called as its own runner does it: one JSON document of topology, engine and requests. Of its
 timing models only `fixed` has a counterpart here: every step lasts `decode_ms`, prefills are free.
-Answers with one line of JSON: requests a second and what came out, or null where it is not installed.
+Answers with one line of JSON: requests a second of CPU time and what came out, or null where it is
+not installed.
 """
 
 from __future__ import annotations
@@ -76,15 +77,15 @@ def main() -> None:
     for _ in range(asked["repeats"]):
         wall, cpu = time.perf_counter(), time.process_time()
         report = json.loads(runtime.run_replay_json(spec))
-        spent_s.append((time.perf_counter() - wall, time.process_time() - cpu))
-    wall, cpu = min(spent_s)
+        spent_s.append((time.process_time() - cpu, time.perf_counter() - wall))
+    cpu, wall = min(spent_s)
     requests = report["completed_requests"]
     answer = {
         "version": version("aisimulate"),
         "requests": requests,
-        "requests_per_s": requests / wall,
-        "us_per_request": wall / requests * 1e6,
+        "requests_per_s": requests / cpu,
         "cpu_us_per_request": cpu / requests * 1e6,
+        "us_per_request": wall / requests * 1e6,
         "e2e_mean_s": report["mean_e2e_latency_ms"] / 1e3,
     }
     print(json.dumps(answer))

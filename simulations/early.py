@@ -86,17 +86,18 @@ class Looks:
         new = np.arange(self._looked, max(self._looked, fleet.data.arrived))
         self._looked += len(new)
         known = np.concatenate([self._open, new])
-        status = fleet.data.requests["status"][known]
+        requests = fleet.data.requests
+        status = requests["status"][known]
         self._open = known[status < _FIRST_OVER]
         asked_s = fleet.data.asked_s
         over = known[status >= _FIRST_OVER]
         over = over[asked_s[over] >= self._warmup_s]
-        status = fleet.data.requests["status"][over]
+        status = requests["status"][over]
         for name in _LOST:
             self._lost[name] += int((status == OUTCOMES.index(name)).sum())
         answered = over[np.isin(status, _ANSWERED)]
         self._answered += len(answered)
-        found = fleet.data.requests[answered]
+        found = {name: requests[name][answered] for name in ("first_s", "end_s", "output")}
         away_s = 0.0 if self._network_s is None else self._network_s[answered]
         e2e_s = found["end_s"] - asked_s[answered]
         ttft_s = found["first_s"] - asked_s[answered]

@@ -19,7 +19,7 @@ from simulations.engine._state import PREFILL, RUNNING, Int, Limits, View
 @compiled
 def admit(now_s: float, left: Int, cap: Int, st: View, limits: Limits) -> Int:
     """Serve the queue while budget, slots and blocks last: tokens left."""
-    e, q, slots = st.row[0], st.requests, st.slots
+    e, q, slots, outcomes = st.row[0], st.requests, st.slots, st.outcomes
     size = limits.block_size
     while left > 0 and e.n_running < limits.max_seqs:
         i = first_waiting(e, q, limits.priority)
@@ -50,13 +50,13 @@ def admit(now_s: float, left: Int, cap: Int, st: View, limits: Limits) -> Int:
         e.n_waiting -= 1
         e.n_prefill += 1
         request.status = RUNNING
-        if np.isnan(request.first_s) and request.preemptions == 0:
+        if np.isnan(outcomes.first_s[i]) and outcomes.preemptions[i] == 0:
             request.waited_s = now_s - request.queued_s
-        request.computed = hits * size
-        request.hit_tokens += hits * size
+        outcomes.hit_tokens[i] += hits * size
         e.hit_tokens += hits * size
         slot = slots[s]
         slot.kind = PREFILL
+        slot.cached = hits * size
         slot.listed = hits
         for k in range(hits):
             touch_block(st.table[s, k], st.blocks)

@@ -42,11 +42,13 @@ def uniform(seed: Int, a: Int, b: Int) -> float:
 
 @compiled
 def next_key(
-    h: Int, at: Int, i: Int, start: Int, size: Int, q: Records, content: Content
-) -> tuple[Int, Int]:
-    """Key of the block from token `start` on, after a chain h; and where its segments end.
+    h: Int, at: Int, first: Int, i: Int, start: Int, size: Int, q: Records, content: Content
+) -> tuple[Int, Int, Int]:
+    """Key of the block from token `start` on, after a chain h; and the segment in which it ends.
 
     Args:    at: a segment of request i at or before the block's first (0 from the beginning).
+             first: tokens of the prompt before that segment.
+    Returns: key, and `at` and `first` for the next block.
     """
     end = start + size
     known = len(content.first) > 0
@@ -54,21 +56,19 @@ def next_key(
     until = 0
     while start < end:
         while at < count:
-            until = content.end[content.first[i] + at] if known else q[i].prompt
+            until = first + (content.tokens[content.first[i] + at] if known else q[i].prompt)
             if until > start:
                 break
             at += 1
+            first = until
         if at < count:
             segment = content.segment[content.first[i] + at] if known else _OWN + i
-            first = 0
-            if known and at > 0:
-                first = content.end[content.first[i] + at - 1]
             stop = min(end, until)
         else:
-            segment, first, stop = -1 - i, q[i].prompt, end
+            segment, stop = -1 - i, end
         h = mixed(mixed(mixed(h, segment), start - first), stop - start)
         start = stop
-    return h | np.uint64(1), at  # 0 means no key
+    return h | np.uint64(1), at, first  # 0 means no key
 
 
 @compiled

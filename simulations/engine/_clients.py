@@ -46,23 +46,22 @@ def _send_again(i: Int, next_s: float, follow: Follow, q: Records, gate: Gate) -
         gate.asked_s[i] = request.sent_s
     request.sent_s = next_s
     request.status = COMING
-    request.first_s = np.nan
     request.out = 0
-    request.computed = 0
     follow.coming[0] = push(COMING_HEAP, follow.coming[0], np.int64(i), q)
 
 
 @compiled
-def over(i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate) -> None:
+def over(i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: Gate) -> bool:
     """Nothing more happens to request i, unless it is sent again; whoever waited for it is sent.
 
     Args:    at_s: when its client knows.
+    Returns: whether it is sent again.
     """
     if not answered:
         next_s = again_s(i, at_s, q, gate)
         if next_s < np.inf:
             _send_again(i, next_s, follow, q, gate)
-            return
+            return True
     if follow.closed[0] < follow.closed[1]:
         j = follow.closed[0]
         follow.closed[0] += 1
@@ -72,3 +71,4 @@ def over(i: Int, at_s: float, answered: bool, follow: Follow, q: Records, gate: 
         j = follow.turn[i]
         q[j].sent_s = at_s + follow.think_s[j]
         follow.coming[0] = push(COMING_HEAP, follow.coming[0], j, q)
+    return False

@@ -43,11 +43,12 @@ def _observe(histogram: Int, value_s: float, edges: FloatArray, counts: IntArray
 def _count(i: Int, now_s: float, st: View, limits: Limits) -> None:
     """What a finished request adds to the metrics, and its answer to the gateway's cache."""
     e, request, gate = st.row[0], st.requests[i], st.gate
+    first_s, end_s = st.outcomes.first_s[i], st.outcomes.end_s[i]
     e.finished += 1
     e2e_s = now_s - request.queued_s + limits.overhead_s
     tpot_s = 0.0
     if request.output > 1:
-        tpot_s = (request.end_s - request.first_s) / (request.output - 1)
+        tpot_s = (end_s - first_s) / (request.output - 1)
     e.e2e_sum_s += e2e_s
     e.tpot_sum_s += tpot_s
     e.queue_sum_s += request.waited_s
@@ -75,8 +76,8 @@ def complete(st: View, limits: Limits) -> None:
         request = st.requests[i]
         if request.status != RUNNING and request.status != WAITING:
             continue
-        if np.isnan(request.first_s):
-            request.first_s = seen_s
+        if np.isnan(st.outcomes.first_s[i]):
+            st.outcomes.first_s[i] = seen_s
             ttft_s = now_s - request.queued_s + limits.overhead_s
             e.ttft_sum_s += ttft_s
             e.ttft_count += 1
@@ -90,7 +91,7 @@ def complete(st: View, limits: Limits) -> None:
         else:  # preempted with its last token in flight
             e.n_waiting -= 1
         request.status = DONE
-        request.end_s = seen_s
+        st.outcomes.end_s[i] = seen_s
         e.outstanding -= 1
         _count(i, now_s, st, limits)
         over(i, seen_s, YES, st.follow, st.requests, st.gate)

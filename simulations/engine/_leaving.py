@@ -51,9 +51,10 @@ def abandon(now_s: float, st: View, limits: Limits) -> None:
         request.status = ABORTED
         e.outstanding -= 1
         e.aborted += 1
-        if np.isnan(request.first_s):
+        if np.isnan(st.outcomes.first_s[i]):
             e.unanswered_tokens -= request.prompt
-        over(i, now_s, NO, st.follow, q, st.gate)
+        if over(i, now_s, NO, st.follow, q, st.gate):
+            st.outcomes.first_s[i] = np.nan
 
 
 @compiled
@@ -119,4 +120,5 @@ def lose(now_s: float, st: View, limits: Limits) -> None:
 def _fail(i: Int, now_s: float, st: View) -> None:
     st.row[0].failed += 1
     st.requests[i].status = FAILED
-    over(i, now_s, NO, st.follow, st.requests, st.gate)
+    if over(i, now_s, NO, st.follow, st.requests, st.gate):
+        st.outcomes.first_s[i] = np.nan

@@ -25,12 +25,12 @@ def list_blocks(s: Int, count: Int, st: View, limits: Limits) -> None:
     if first >= count:
         return
     key = np.uint64(0)
-    at = np.int64(0)
+    at = before = np.int64(0)
     if first > 0:
         key = st.blocks[st.table[s, first - 1]].key
-    size = limits.block_size
+    i, size = np.int64(slot.request), limits.block_size
     for k in range(first, count):
-        key, at = next_key(key, at, slot.request, k * size, size, st.requests, st.content)
+        key, at, before = next_key(key, at, before, i, k * size, size, st.requests, st.content)
         st.table[s, k] = list_block(key, st.blocks, st.lookup)
     slot.listed = count
 
@@ -43,12 +43,13 @@ def hits_of(i: Int, s: Int, st: View, limits: Limits) -> Int:
     """
     q = st.requests
     most = (q[i].prompt + q[i].out - 1) // limits.block_size
-    if q[i].preemptions == 0:
+    if st.outcomes.preemptions[i] == 0:
         most = shareable(i, most, st.content.shared, limits.block_size)
     key = np.uint64(0)
-    at = np.int64(0)
+    at = before = np.int64(0)
+    size = limits.block_size
     for k in range(most):
-        key, at = next_key(key, at, i, k * limits.block_size, limits.block_size, q, st.content)
+        key, at, before = next_key(key, at, before, i, k * size, size, q, st.content)
         b = find(key, st.blocks, st.lookup)
         if b == 0:
             return k

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulations.engine._address import by_address
 from simulations.engine._balance import NO_ROOM, choose
 from simulations.engine._blocks import uniform
 from simulations.engine._clients import gives_up_s, over
@@ -134,7 +135,8 @@ def run_until(
              cursor: (8,), see ARRIVED.
              after: (n,) the turn before; requests that have one are sent when it is answered. ().
     """
-    e, q, gate = state.replicas, state.requests, state.gate
+    state, speed, limits = by_address(state), by_address(speed), by_address(limits)
+    e, q, gate, outcomes = state.replicas, state.requests, state.gate, state.outcomes
     coming = state.follow.coming
     follows = len(state.follow.turn) > 0 or state.follow.closed[0] < state.follow.closed[1]
     follows = follows or gate.retries > 0
@@ -184,7 +186,7 @@ def run_until(
             t_s = until_s
             done += 1
         if row >= 0:
-            advance(t_s, view(row, state), speed, limits)
+            advance(t_s, by_address(view(row, state)), speed, limits)
             continue
         fresh = False
         if held:
@@ -195,9 +197,9 @@ def run_until(
             cursor[ARRIVED] += 1
         if hit:
             cursor[HITS] += 1
-            q[i].first_s = next_s + gate.cache_s + limits.response_s
-            q[i].end_s = q[i].first_s
-            _end(i, np.int64(CACHED), q[i].end_s, YES, state)
+            outcomes.first_s[i] = next_s + gate.cache_s + limits.response_s
+            outcomes.end_s[i] = outcomes.first_s[i]
+            _end(i, np.int64(CACHED), outcomes.end_s[i], YES, state)
         elif gone:
             _end(i, np.int64(ABORTED), now_s, NO, state)
         elif len(serving) == 0:
@@ -207,10 +209,10 @@ def run_until(
             _end(i, np.int64(REJECTED), next_s, NO, state)
         else:
             cursor[last] = position
-            enqueue(i, next_s, view(rows[position], state), limits)
+            enqueue(i, next_s, by_address(view(rows[position], state)), limits)
 
 
 @entry
 def crash(row: Int, now_s: float, state: State, limits: Limits) -> None:
     """The replica of a row dies with all that it holds."""
-    lose(now_s, view(row, state), limits)
+    lose(now_s, by_address(view(row, by_address(state))), by_address(limits))

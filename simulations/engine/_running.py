@@ -34,7 +34,7 @@ def _wanted(slot: Records, cap: Int, q: Records) -> Int:
     if slot.kind != PREFILL:
         return 1
     request = q[slot.request]
-    tokens = request.prompt + request.out - request.computed
+    tokens = request.prompt + request.out - slot.cached
     return np.int64(min(tokens, cap)) if cap > 0 else int(tokens)
 
 
@@ -131,8 +131,7 @@ def walk(cap: Int, st: View, limits: Limits) -> Int:
             i = np.int64(slots[victim].request)
             stop(victim, e.updated, YES, st, limits)
             q[i].status = WAITING
-            q[i].computed = 0
-            q[i].preemptions += 1
+            st.outcomes.preemptions[i] += 1
             wait(i, YES, e, q, limits.priority)
             e.preemptions += 1
             preempted = True

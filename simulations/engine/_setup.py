@@ -20,6 +20,7 @@ from simulations.engine._state import (
     Gate,
     Int32Array,
     Limits,
+    Outcomes,
     Records,
     Speed,
     State,
@@ -30,6 +31,8 @@ from simulations.latency import LatencyModel
 from simulations.traffic import Clients, Schedule
 from simulations.traffic.segments import shared_tokens
 
+_CHUNK = 10_000
+"""Requests that are made at a time: their records stay in the processor's cache."""
 _PER_REPLICA = (
     *("replicas", "slots", "finish", "phase_count", "flights", "news", "order"),
     *("table", "blocks", "lookup", "counts"),
@@ -39,17 +42,29 @@ _PER_REPLICA = (
 def new_requests(schedule: Schedule) -> Records:
     """Requests of which nothing has happened yet; the schedule is copied."""
     requests = np.zeros(len(schedule), dtype=REQUEST)
-    requests["sent_s"] = schedule.arrived_at_s
-    requests["prompt"] = schedule.prompt_tokens
-    requests["output"] = schedule.output_tokens
-    requests["abandon_s"] = NEVER
-    for name in ("queued_s", "first_s", "end_s"):
-        requests[name] = np.nan
-    for name in ("left", "right", "abandon_left", "abandon_right", "slot", "replica"):
-        requests[name] = -1
+    links = ("left", "right", "abandon_left", "abandon_right", "slot", "replica")
+    blank = {"queued_s": np.nan, "abandon_s": NEVER, **dict.fromkeys(links, -1)}
+    drawn = {
+        "sent_s": schedule.arrived_at_s,
+        "prompt": schedule.prompt_tokens,
+        "output": schedule.output_tokens,
+    }
     if schedule.priority is not None:
-        requests["priority"] = schedule.priority
+        drawn["priority"] = schedule.priority
+    for first in range(0, len(requests), _CHUNK):
+        made = requests[first : first + _CHUNK]
+        for name, value in blank.items():
+            made[name] = value
+        for name, column in drawn.items():
+            made[name] = column[first : first + _CHUNK]
     return requests
+
+
+def new_outcomes(n: int) -> Outcomes:
+    """Of requests of which nothing has happened yet."""
+    first_s, end_s = (np.full(n, np.nan) for _ in range(2))
+    preemptions, hit_tokens = (np.zeros(n, dtype=np.int32) for _ in range(2))
+    return Outcomes(first_s, end_s, preemptions, hit_tokens)
 
 
 def new_state(
@@ -79,12 +94,14 @@ def new_state(
     if limits.caching and n:
         longest = int((schedule.prompt_tokens + schedule.output_tokens).max()) // limits.block_size
     gate = gate_of(gateway or GatewaySpec(), schedule, histograms=histograms, seed=seed)
+    content = content_of(schedule, caching=limits.caching)
     return State(
         requests=new_requests(schedule),
+        outcomes=new_outcomes(n),
         **_rows(replicas, limits, longest + 1, gate.edges.shape),
         follow=Follow(turn, think_s, np.array([first, n]), np.full(1, -1, dtype=np.int32)),
         gate=gate,
-        content=content_of(schedule, caching=limits.caching),
+        content=content,
         steps=np.zeros(traced[0], dtype=STEP),
         pairs=np.zeros((traced[1], 3), dtype=np.int32),
         traced=np.zeros(2, dtype=np.int64),
@@ -205,7 +222,7 @@ def content_of(schedule: Schedule, *, caching: bool) -> Content:
     return Content(
         segments.first,
         np.ascontiguousarray(segments.segment),
-        segments.ends().astype(np.int32),
+        np.ascontiguousarray(segments.tokens),
         shared_tokens(segments, schedule.output_tokens),
     )
 

@@ -27,10 +27,9 @@ def _out(slot: Records, e: Records, q: Records) -> Int:
 @compiled
 def held_by(slot: Records, e: Records, q: Records) -> Int:
     """Tokens in the KV cache with the steps so far."""
-    request = q[slot.request]
     if slot.kind == PREFILL:
-        return np.int64(request.computed)
-    return np.int64(request.prompt + _out(slot, e, q) - 1)
+        return np.int64(slot.cached)
+    return np.int64(q[slot.request].prompt + _out(slot, e, q) - 1)
 
 
 @compiled

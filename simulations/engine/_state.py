@@ -39,26 +39,21 @@ REQUEST = np.dtype(
     [
         ("sent_s", np.float64),
         ("queued_s", np.float64),  # when it reaches the engine's queue
-        ("first_s", np.float64),
-        ("end_s", np.float64),
         ("abandon_s", np.float64),
         ("prompt", np.int32),
         ("output", np.int32),
         ("out", np.int32),  # output tokens that steps so far bring
-        ("computed", np.int32),  # tokens in the KV cache with those steps, while it prefills
         ("left", np.int32),  # links of the list or heap that it is in
         ("right", np.int32),
         ("abandon_left", np.int32),
         ("abandon_right", np.int32),
         ("slot", np.int32),
         ("priority", np.int32),
-        ("status", np.int32),
-        ("replica", np.int32),  # number of the last one that had it, -1 none
-        ("version", np.int16),
-        ("attempts", np.int16),  # how often it was sent
         ("waited_s", np.float32),  # in the queue, before it was first scheduled
-        ("preemptions", np.int32),
-        ("hit_tokens", np.int32),
+        ("attempts", np.int16),  # how often it was sent
+        ("status", np.int8),
+        ("version", np.int8),  # of the last replica that had it
+        ("replica", np.int32),  # its number, -1 none
     ],
     align=True,
 )
@@ -72,7 +67,7 @@ SLOT = np.dtype(
         ("request", np.int32),
         ("kind", np.int32),
         ("tokens", np.int32),  # in the step that is being decided, where it is no DECODE
-        ("cached", np.int32),  # tokens that were cached while it prefilled
+        ("cached", np.int32),  # tokens in the KV cache while it prefills, and when it had
         ("listed", np.int32),  # blocks that can be found
         ("before", np.int32),  # running list; `after` links free slots too
         ("after", np.int32),
@@ -230,6 +225,15 @@ class Limits(NamedTuple):
     ring: int
 
 
+class Outcomes(NamedTuple):
+    """What becomes of requests, by request (n,): columns, since a table is made of them."""
+
+    first_s: FloatArray
+    end_s: FloatArray
+    preemptions: Int32Array
+    hit_tokens: Int32Array
+
+
 class Follow(NamedTuple):
     """Requests that are sent because another ended."""
 
@@ -286,8 +290,8 @@ class Content(NamedTuple):
     first: IntArray
     """(n + 1,): the first segment of each request; () where every prompt is its own."""
     segment: IntArray
-    end: Int32Array
-    """Tokens of the prompt up to the end of the segment."""
+    tokens: Int32Array
+    """How long each segment is."""
     shared: Int32Array
     """(n,): tokens at the beginning that other requests may have too; () none."""
 
@@ -296,6 +300,7 @@ class State(NamedTuple):
     """Everything of a run: arrays by request (n,) and by replica (r, ...)."""
 
     requests: Records
+    outcomes: Outcomes
     replicas: Records
     slots: Records
     """(r, max_seqs)"""
@@ -344,6 +349,7 @@ class View(NamedTuple):
     lookup: Int32Array
     counts: IntArray
     requests: Records
+    outcomes: Outcomes
     follow: Follow
     gate: Gate
     content: Content
@@ -367,6 +373,7 @@ def view(r: Int, state: State) -> View:
         state.lookup[r],
         state.counts[r],
         state.requests,
+        state.outcomes,
         state.follow,
         state.gate,
         state.content,

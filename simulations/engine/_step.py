@@ -171,14 +171,13 @@ def _settle(step: Int, walked: bool, held_some: bool, st: View, limits: Limits) 
         since = slot.since
         if slot.kind == PREFILL:
             pending -= 1
-            request.computed += tokens
-            slot.cached = request.computed
-            if tokens == 0 or request.computed < request.prompt + request.out:
+            slot.cached += tokens
+            if tokens == 0 or slot.cached < request.prompt + request.out:
                 continue
             e.n_prefill -= 1
             request.out += 1
             e.generation_tokens += 1
-            first = np.isnan(request.first_s)
+            first = np.isnan(st.outcomes.first_s[slot.request])
             since = step
         elif slot.kind == STALLED:
             request.out += tokens

@@ -33,6 +33,8 @@ from simulations.latency import LatencyModel
 from simulations.traffic import Schedule
 
 _FIELDS = REPLICA.names or ()
+_COLUMNS = ("sent_s", "prompt", "output", "attempts", "status", "replica", "version")
+"""Of a request, for whoever looks from outside."""
 _BUCKETS = {name: len(edges) + 1 for name, edges in BUCKETS_S.items()}
 
 
@@ -75,7 +77,7 @@ def _announce() -> None:
         return
     if any(Path(core.stats.cache_path).glob(f"*{DIGEST}*.nbi")):
         return
-    print("Compiling the engine twin, once on this machine (15 to 60 s) ...", file=sys.stderr)
+    print("Compiling the engine twin, once on this machine (10 to 30 s) ...", file=sys.stderr)
 
 
 class DataPlane:
@@ -132,9 +134,10 @@ class DataPlane:
         self.now_s = 0.0
 
     @property
-    def requests(self) -> Records:
-        """A record of every request, see `_state.REQUEST`."""
-        return self._state.requests
+    def requests(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays (n,) by name, which go on changing: see `_state.REQUEST` and `_state.Outcomes`."""
+        records = self._state.requests
+        return {**{name: records[name] for name in _COLUMNS}, **self._state.outcomes._asdict()}
 
     @property
     def traced(self) -> tuple[int, int]:

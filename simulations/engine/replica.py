@@ -13,7 +13,7 @@ from scipy import stats
 from serving.errors import InputError
 from serving.plan import EngineArgs
 from serving.values import Estimate
-from simulations.engine._state import NEVER, Records
+from simulations.engine._state import NEVER
 from simulations.engine.dataplane import DataPlane
 from simulations.engine.options import SchedulerOptions
 from simulations.latency import LatencyModel
@@ -25,11 +25,8 @@ OUTCOMES = (
     *("answered", "aborted", "rejected", "failed", "cached"),
 )
 """By status of a request."""
-_OUTCOME = (
-    *("sent_s", "first_s", "end_s", "prompt", "output"),
-    *("preemptions", "hit_tokens", "status"),
-)
-"""What the table is made of."""
+_OUTCOME = ("sent_s", "first_s", "end_s", "preemptions", "hit_tokens", "status")
+"""What the table is made of, with the lengths that were asked for."""
 _ENDS = pd.CategoricalDtype(list(dict.fromkeys(OUTCOMES)))
 _CODES = _ENDS.categories.get_indexer(pd.Index(OUTCOMES)).astype(np.int8)
 
@@ -72,8 +69,9 @@ def simulate_replica(
     )
     plane.advance(NEVER, [plane.add()])
     noise_s = latency.request_noise_s if noise else ()
-    outcomes = {name: plane.requests[name].copy() for name in _OUTCOME}
-    del plane  # a record is as large as a row of the table
+    outcomes = {name: np.ascontiguousarray(plane.requests[name]) for name in _OUTCOME}
+    del plane  # its records are as large as a row of the table
+    outcomes |= {"prompt": schedule.prompt_tokens, "output": schedule.output_tokens}
     return request_frame(outcomes, noise_s, seed)
 
 
@@ -132,7 +130,7 @@ def check_lengths(schedule: Schedule, latency: LatencyModel, engine: EngineArgs)
 
 
 def request_frame(
-    requests: Records | dict[str, Any],
+    requests: dict[str, npt.NDArray[Any]],
     noise_s: Sequence[float] = (),
     seed: int = 0,
     *,
@@ -140,7 +138,7 @@ def request_frame(
 ) -> pd.DataFrame:
     """Outcomes as a table: NaN where something never happened.
 
-    Args:    requests: records, or arrays by the names of their fields, which the table may keep.
+    Args:    requests: see `DataPlane.requests`; the table may keep what is contiguous.
              asked_s: when each was sent first, where some were sent again; latencies count from it.
              noise_s: what is drawn from for each request's first token and end, () for nothing.
     """
@@ -150,7 +148,7 @@ def request_frame(
         rng = np.random.default_rng([seed, len(first_s)])
         first_s = first_s + rng.choice(np.asarray(noise_s), len(first_s))
         end_s = np.maximum(end_s + rng.choice(np.asarray(noise_s), len(first_s)), first_s)
-    sent_s = np.ascontiguousarray(requests["sent_s"]) if asked_s is None else asked_s
+    sent_s = np.ascontiguousarray(requests["sent_s"] if asked_s is None else asked_s)
     ttft_s = first_s - sent_s
     e2e_s = end_s - sent_s
     tpot_s = e2e_s - ttft_s

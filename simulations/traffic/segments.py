@@ -73,12 +73,6 @@ class Segments(Sequence[Prompt]):
         """(n,) segments of each prompt."""
         return np.diff(self.first)
 
-    def ends(self) -> IntArray:
-        """Tokens of its prompt up to the end of each segment."""
-        total = np.concatenate([[0], np.cumsum(self.tokens, dtype=np.int64)])
-        ends: IntArray = total[1:] - np.repeat(total[self.first[:-1]], self.counts)
-        return ends
-
     def lengths(self) -> IntArray:
         """(n,) tokens of each prompt."""
         total = np.concatenate([[0], np.cumsum(self.tokens, dtype=np.int64)])
@@ -125,16 +119,28 @@ def shared_tokens(segments: Segments, output_tokens: IntArray) -> Int32Array:
         at = segments.first[asking[said]] + depth
         step, tokens = -1 - asking, output_tokens[asking]
         step[said], tokens[said] = segments.segment[at], segments.tokens[at]
-        order = np.lexsort((step, place))
-        another = (np.diff(step[order]) != 0) | (np.diff(place[order]) != 0)
-        group = np.concatenate([[0], np.cumsum(another)])
-        together = np.bincount(group)[group] > 1
-        chosen = order[together]
-        shared[asking[chosen]] += tokens[chosen].astype(np.int32)
-        going = said[chosen]
-        asking, place = asking[chosen][going], group[together][going]
+        step, count = _numbered(step)
+        rows = np.flatnonzero(count[step] > 1)  # the others are alone wherever they are
+        place, count = _numbered(place[rows] * len(count) + step[rows])
+        together = count[place] > 1
+        rows, place = rows[together], place[together]
+        shared[asking[rows]] += tokens[rows].astype(np.int32)
+        going = said[rows]
+        asking, place = asking[rows][going], place[going]
         depth += 1
     return shared
+
+
+def _numbered(values: IntArray) -> tuple[IntArray, IntArray]:
+    """A small number from 0 on for each different value, and how often each number is there.
+
+    Ids are mostly dense, and need no sorting then.
+    """
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if high - low > 4 * len(values):
+        _, number, count = np.unique(values, return_inverse=True, return_counts=True)
+        return number, count
+    return values - low, np.bincount(values - low)
 
 
 def _starts(counts: Sequence[int] | IntArray) -> IntArray:
