@@ -14,6 +14,7 @@ _NO_CHOICE = b'"choices":[]'
 _ERROR = b'data: {"error":'
 _EVENT_END = b"\n\n"
 _EVENT_BEGIN = b"\n\ndata: "
+_LAST_EVENT = _EVENT_END + DONE
 
 
 @dataclass(slots=True)
@@ -39,19 +40,19 @@ class Watch:
 
     def see(self, piece: bytes) -> bytes:
         """What is handed on of a piece."""
-        if _NO_CHOICE in piece:
-            piece = self._take_usage(piece)
-        if DONE in piece:
+        # What is looked for stands at the end, and `rfind` takes half the time also where it is not.
+        if (at := piece.rfind(_NO_CHOICE)) >= 0:
+            piece = self._take_usage(piece, at)
+        if piece.rfind(_LAST_EVENT) >= 0 or piece.startswith(DONE):
             self.done = True
-        if _ERROR in piece:
+        if piece.rfind(_ERROR) >= 0:
             self.failed = True
         if self.remember:
             self.pieces.append(piece)
         return piece
 
-    def _take_usage(self, piece: bytes) -> bytes:
+    def _take_usage(self, piece: bytes, at: int) -> bytes:
         """The piece without the event that has the usage, unless its client asked for that."""
-        at = piece.index(_NO_CHOICE)
         begin = piece.rfind(_EVENT_BEGIN, 0, at) + len(_EVENT_END)
         if begin < len(_EVENT_END):
             begin = 0
