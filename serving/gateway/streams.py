@@ -15,6 +15,8 @@ _ERROR = b'data: {"error":'
 _EVENT_END = b"\n\n"
 _EVENT_BEGIN = b"\n\ndata: "
 _LAST_EVENT = _EVENT_END + DONE
+_TEXTS = (b'"delta":{"content":"', b'"text":"')
+"""What stands before the text of an event, of a chat and of a completion."""
 
 
 @dataclass(slots=True)
@@ -62,17 +64,23 @@ class Watch:
 
     def said(self) -> Said:
         """The text of the first choice."""
-        return _text(events(self.pieces))
+        whole = b"".join(self.pieces)
+        try:
+            return _said(whole, framed=True)
+        except orjson.JSONDecodeError:  # an event looked like another that it is not like
+            return _said(whole, framed=False)
 
 
 def events(pieces: Iterable[bytes]) -> list[dict[str, Any]]:
     """The JSON of all events."""
-    whole = b"".join(pieces).rstrip().removesuffix(DONE).rstrip()
-    if not whole:
-        return []
-    # Between two events only, since within a text line ends are escaped.
-    found: list[dict[str, Any]] = orjson.loads(b"[%b]" % whole[6:].replace(b"\n\ndata: ", b","))
+    found: list[dict[str, Any]] = orjson.loads(b"[%b]" % b",".join(_split(b"".join(pieces))))
     return found
+
+
+def _split(whole: bytes) -> list[bytes]:
+    """The events, without what is between them: within a text line ends are escaped."""
+    whole = whole.rstrip().removesuffix(DONE).rstrip()
+    return whole[len(b"data: ") :].split(_EVENT_BEGIN) if whole else []
 
 
 def delta(event: dict[str, Any]) -> str:
@@ -88,16 +96,38 @@ def _added(choice: dict[str, Any]) -> str:
     return (told.get("content") if told else choice.get("text")) or ""
 
 
-def _text(found: list[dict[str, Any]]) -> Said:
+def _said(whole: bytes, *, framed: bool) -> Said:
+    """What the events say.
+
+    All events but a few differ in their text alone. Such a text is cut out of its event by what stands
+    before and after it, which takes a quarter of the time that reading the JSON of each takes.
+
+    Raises:  orjson.JSONDecodeError: one was cut out that was no text; only where `framed`.
+    """
     said = Said()
-    texts = []
-    for event in found:
-        for choice in event.get("choices", ()):
+    texts = []  # as JSON has them
+    frame = None
+    for event in _split(whole):
+        if frame is not None and event.startswith(frame[0]) and event.endswith(frame[1]):
+            texts.append(event[len(frame[0]) : -len(frame[1])])
+            continue
+        for choice in orjson.loads(event).get("choices", ()):
             if choice.get("index", 0) == 0:
-                texts.append(_added(choice))
+                texts.append(orjson.dumps(_added(choice))[1:-1])
                 said.finish_reason = choice.get("finish_reason") or said.finish_reason
-    said.text = "".join(texts)
+                if framed and frame is None and said.finish_reason is None:
+                    frame = _frame(event, texts[-1])
+    said.text = orjson.loads(b'"%b"' % b"".join(texts))
     return said
+
+
+def _frame(event: bytes, text: bytes) -> tuple[bytes, bytes] | None:
+    """What stands before and after the text of an event."""
+    for name in _TEXTS:
+        before, found, rest = event.partition(name)
+        if found and rest.startswith(text + b'"'):
+            return before + name, rest[len(text) :]
+    return None
 
 
 def with_citations(first: bytes, citations: list[dict[str, Any]]) -> bytes:
