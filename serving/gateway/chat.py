@@ -151,7 +151,7 @@ class Chat:
             f"{ask.tenant}/{who}" if who else None,
         )
         found: Found | None = Found()
-        if wanted != Wanted():
+        if any(wanted):
             found = await self._store_guard.ask(lambda: self._store.look_up(wanted))
         if found is None:
             if ask.conversation:
@@ -277,15 +277,16 @@ class Chat:
             piece = upstream.first
             if course.citations:
                 piece = streams.with_citations(piece, course.citations)
-            while piece and not last:
+            while piece:
                 piece = watch.see(piece)
                 if watch.done:
                     await self._keep_stream(course, watch)
-                    last = piece if upstream.over else b""
-                if piece and not last:
+                    if upstream.over:
+                        last = piece
+                        break
+                if piece:
                     yield piece, False
-                if not last:
-                    piece = await upstream.more()
+                piece = await upstream.more()
             failed = watch.failed or not watch.done
             status = 502 if failed else 200
             if failed and not watch.failed:

@@ -194,14 +194,14 @@ class Forwarder:
         # A chat begins with the role alone: what is worth seeing is the event after it.
         wanted = 2 if path == PATHS["chat"] else 1
         first = b""
-        while first.count(_EVENT_END) < wanted and DONE not in first:
+        while len(first.split(_EVENT_END, wanted)) <= wanted and DONE not in first:
             piece = await response.content.readany()
             if not piece:
                 raise aiohttp.ServerDisconnectedError
             first += piece
         cut = first.rfind(_EVENT_END) + len(_EVENT_END)
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._timeouts.idle_s
+        if (connection := response.connection) is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._timeouts.idle_s
         return Upstream(
             replica, 200, kind, first[:cut], response, self._timeouts, until_s, first[cut:]
         )

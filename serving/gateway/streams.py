@@ -99,35 +99,36 @@ def _added(choice: dict[str, Any]) -> str:
 def _said(whole: bytes, *, framed: bool) -> Said:
     """What the events say.
 
-    All events but a few differ in their text alone. Such a text is cut out of its event by what stands
-    before and after it, which takes a quarter of the time that reading the JSON of each takes.
+    All events but a few differ in their text alone. It is cut out by what stands before and after it,
+    which takes less than half the time of reading their JSON.
 
     Raises:  orjson.JSONDecodeError: one was cut out that was no text; only where `framed`.
     """
     said = Said()
     texts = []  # as JSON has them
-    frame = None
+    before = after = b""
     for event in _split(whole):
-        if frame is not None and event.startswith(frame[0]) and event.endswith(frame[1]):
-            texts.append(event[len(frame[0]) : -len(frame[1])])
+        if before and event.startswith(before) and event.endswith(after):
+            texts.append(event[len(before) : -len(after)])
             continue
-        for choice in orjson.loads(event).get("choices", ()):
+        choices = orjson.loads(event).get("choices", ())
+        for choice in choices:
             if choice.get("index", 0) == 0:
                 texts.append(orjson.dumps(_added(choice))[1:-1])
                 said.finish_reason = choice.get("finish_reason") or said.finish_reason
-                if framed and frame is None and said.finish_reason is None:
-                    frame = _frame(event, texts[-1])
+                if framed and not before and said.finish_reason is None and len(choices) == 1:
+                    before, after = _frame(event, texts[-1])
     said.text = orjson.loads(b'"%b"' % b"".join(texts))
     return said
 
 
-def _frame(event: bytes, text: bytes) -> tuple[bytes, bytes] | None:
-    """What stands before and after the text of an event."""
+def _frame(event: bytes, text: bytes) -> tuple[bytes, bytes]:
+    """What stands before and after the text of an event; nothing where it is not written so."""
     for name in _TEXTS:
         before, found, rest = event.partition(name)
         if found and rest.startswith(text + b'"'):
             return before + name, rest[len(text) :]
-    return None
+    return b"", b""
 
 
 def with_citations(first: bytes, citations: list[dict[str, Any]]) -> bytes:
