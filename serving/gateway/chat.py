@@ -32,6 +32,8 @@ from serving.gateway.store import Found, Kept, Store, Wanted
 _SESSION_S = 1800.0
 _JSON = "application/json"
 _EVENTS = "text/event-stream; charset=utf-8"
+Events = AsyncGenerator[tuple[bytes, bool], None]
+"""Pieces of a stream, and whether it is known of one that it is the last."""
 
 
 class Passages(Protocol):
@@ -53,7 +55,7 @@ class Reply:
     content_type: str
     headers: dict[str, str]
     whole: bytes | None = None
-    events: AsyncGenerator[bytes, None] | None = None
+    events: Events | None = None
 
 
 class Chat:
@@ -149,7 +151,7 @@ class Chat:
             f"{ask.tenant}/{who}" if who else None,
         )
         found: Found | None = Found()
-        if wanted != Wanted():
+        if any(wanted):
             found = await self._store_guard.ask(lambda: self._store.look_up(wanted))
         if found is None:
             if ask.conversation:
@@ -257,13 +259,11 @@ class Chat:
         self._ledger.end(course, 200)
         return Reply(200, _JSON, headers, whole=whole)
 
-    async def _replay(self, course: Course, events: bytes) -> AsyncGenerator[bytes, None]:
-        try:
-            yield events
-        finally:
-            self._ledger.end(course, 200)
+    async def _replay(self, course: Course, events: bytes) -> Events:
+        self._ledger.end(course, 200)
+        yield events, True
 
-    async def _stream(self, course: Course, upstream: Upstream) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, course: Course, upstream: Upstream) -> Events:
         """The events of a replica; an error in their midst is an event as well."""
         ask = course.ask
         watch = streams.Watch(
@@ -272,31 +272,34 @@ class Chat:
         )
         status, error = 499, None  # as long as it is not over, its client may give it up
         failed = False
+        last = b""
         try:
-            first = upstream.first
+            piece = upstream.first
             if course.citations:
-                first = streams.with_citations(first, course.citations)
-            piece = watch.see(first)
-            if watch.done:
-                await self._keep_stream(course, watch)
-            yield piece
-            async for piece in upstream.rest():
+                piece = streams.with_citations(piece, course.citations)
+            while piece:
                 piece = watch.see(piece)
                 if watch.done:
                     await self._keep_stream(course, watch)
+                    if upstream.over:
+                        last = piece
+                        break
                 if piece:
-                    yield piece
+                    yield piece, False
+                piece = await upstream.more()
             failed = watch.failed or not watch.done
             status = 502 if failed else 200
             if failed and not watch.failed:
                 raise broken("The model's server broke off.")
         except ApiError as broke:
             status, error, failed = broke.status, broke, True
-            yield b"data: " + broke.body + b"\n\n"
+            yield b"data: " + broke.body + b"\n\n", False
         finally:
             self._forwarder.release(upstream, failed=failed)
             course.usage = watch.usage
             self._ledger.end(course, status, error=error)
+        if last:
+            yield last, True
 
     async def _whole(self, course: Course, upstream: Upstream, headers: dict[str, str]) -> Reply:
         self._forwarder.release(upstream, failed=False)

@@ -55,16 +55,19 @@ class Ledger:
         self._metrics = metrics
         self._traffic = traffic
         self._log = log
+        self._begun = 0
+        """And not yet ended."""
+        metrics.in_flight.set_function(lambda: self._begun)
 
     def begin(self, ask: Ask) -> Course:
         """A question has come."""
-        self._metrics.in_flight.inc()
+        self._begun += 1
         return Course(ask, asked=ask.messages)
 
     def end(self, course: Course, status: int, error: Exception | None = None) -> None:
         """Count and log what became of the question."""
         ask, metrics, track = course.ask, self._metrics, course.track or "none"
-        metrics.in_flight.dec()
+        self._begun -= 1
         whole_s = time.monotonic() - ask.began_s
         tokens = course.usage.get("completion_tokens")
         tpot_s = None

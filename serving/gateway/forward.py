@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -41,36 +41,35 @@ class Upstream:
     """When it has taken too long, however steadily it comes."""
     _left: bytes = field(default=b"", repr=False)
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """The other events, in pieces that end where an event ends.
+    @property
+    def over(self) -> bool:
+        """Whether it is known already that no more comes."""
+        return self._response.content.at_eof() and not self._left
+
+    async def more(self) -> bytes:
+        """The next whole events; nothing where the answer is over.
 
         Raises:  ApiError: the replica died, or was silent for too long.
         """
-        left = self._left
-        content = self._response.content
         try:
-            while True:
-                piece = await content.readany()
-                if not piece:
-                    break
+            while piece := await self._response.content.readany():
                 if time.monotonic() > self._until_s:
                     raise timed_out(f"The answer took over {self._timeouts.total_s:g} s.")
-                if left:
-                    piece = left + piece
-                    left = b""
-                if not piece.endswith(_EVENT_END):
-                    cut = piece.rfind(_EVENT_END) + len(_EVENT_END)
-                    if cut < len(_EVENT_END):
-                        left = piece
-                        continue
-                    piece, left = piece[:cut], piece[cut:]
-                yield piece
+                piece, self._left = self._left + piece, b""
+                if piece.endswith(_EVENT_END):
+                    return piece
+                cut = piece.rfind(_EVENT_END) + len(_EVENT_END)
+                if cut >= len(_EVENT_END):
+                    self._left = piece[cut:]
+                    return piece[:cut]
+                self._left = piece
         except TimeoutError:
             raise timed_out(f"The model was silent for {self._timeouts.idle_s:g} s.") from None
         except (aiohttp.ClientError, OSError) as error:
             raise broken(f"The model's server broke off ({type(error).__name__}).") from error
-        if left:
+        if self._left:
             raise broken("The model's server broke off.")
+        return b""
 
     def close(self) -> None:
         """Give the connection back; where the answer is not over, break it off."""
@@ -195,14 +194,14 @@ class Forwarder:
         # A chat begins with the role alone: what is worth seeing is the event after it.
         wanted = 2 if path == PATHS["chat"] else 1
         first = b""
-        while first.count(_EVENT_END) < wanted and DONE not in first:
+        while len(first.split(_EVENT_END, wanted)) <= wanted and DONE not in first:
             piece = await response.content.readany()
             if not piece:
                 raise aiohttp.ServerDisconnectedError
             first += piece
         cut = first.rfind(_EVENT_END) + len(_EVENT_END)
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._timeouts.idle_s
+        if (connection := response.connection) is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._timeouts.idle_s
         return Upstream(
             replica, 200, kind, first[:cut], response, self._timeouts, until_s, first[cut:]
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cachetools import LRUCache, TTLCache
 
@@ -20,8 +20,7 @@ SEEN_S = 7 * 86_400
 _MINUTE_S = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What one request asks for; None asks for nothing."""
 
     conversation: str | None = None
@@ -30,8 +29,7 @@ class Wanted:
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What is known."""
 
     turns: Sequence[bytes] = ()
@@ -43,8 +41,7 @@ class Found:
     """When the user last asked; None is never. Seconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """What one answer leaves behind."""
 
     conversation: str | None = None

@@ -60,6 +60,6 @@ class TraceParent(NamedTuple):
 
 def _random(n_bytes: int) -> str:
     """Hex digits, not all zero; they have to differ, not to be secret."""
-    while not (drawn := random.getrandbits(8 * n_bytes)):
+    while not any(drawn := random.randbytes(n_bytes)):
         pass
-    return f"{drawn:0{2 * n_bytes}x}"
+    return drawn.hex()

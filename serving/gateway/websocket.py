@@ -204,7 +204,7 @@ class _Socket:
             raise _refused(reply.status, reply.whole)
         done: dict[str, Any] = {"type": "done", "request_id": ask.request_id}
         async with contextlib.aclosing(reply.events) as pieces:
-            async for piece in pieces:
+            async for piece, _ in pieces:
                 for event in streams.events([piece]):
                     if "error" in event:
                         raise _refused(502, orjson.dumps(event))

@@ -149,9 +149,10 @@ class Rollouts:
     async def stop(self) -> None:
         """Report what is counted so far, and end."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # Python 3.11's `wait_for`, which redis-py uses, loses a cancellation that meets its result.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=self._poll_s)
             self._task = None
         with suppress(StoreError):
             await self._report(self._healthy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -446,6 +447,28 @@ async def test_a_redis_from_an_old_snapshot_does_not_undo_a_rollback(
     await world.tick()
     assert world.state == await store.load() == after
     assert world.gateways[0].track_of("x") == "blue"
+
+
+async def test_it_stops_though_its_store_has_lost_a_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(state_file=tmp_path / "state")
+    rollouts = Rollouts(store, stable="blue", healthy=lambda: {"blue": 1}, poll_s=0.02)
+    await rollouts.start()
+    load, waiting = store.load, asyncio.Event()
+
+    async def lose() -> RolloutState | None:
+        if not waiting.is_set():
+            waiting.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+        return await load()
+
+    monkeypatch.setattr(store, "load", lose)
+    await waiting.wait()
+    stopping = asyncio.create_task(rollouts.stop())
+    await asyncio.wait([stopping], timeout=10)
+    assert stopping.done()
 
 
 async def test_a_gateway_that_begins_without_redis_serves_its_stable_track() -> None:

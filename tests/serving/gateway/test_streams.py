@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -50,6 +51,47 @@ def test_a_text_that_looks_like_the_end_is_a_text() -> None:
     assert watch.see(says) == says
     assert watch.usage == {}
     assert not watch.failed
+
+
+def test_a_text_that_says_the_last_event_is_not_the_last_event() -> None:
+    watch = streams.Watch(keep_usage=False, remember=True)
+    watch.see(token("data: [DONE]"))
+    assert not watch.done
+    watch.see(DONE)
+    assert watch.done
+
+
+_WORDS = st.text(alphabet='a"\\,:{}[]\n\u00e9\U0001f600', max_size=4)
+_DELTAS = st.one_of(
+    st.fixed_dictionaries({"content": _WORDS}),
+    st.fixed_dictionaries({"reasoning": _WORDS}),
+    st.fixed_dictionaries({"content": _WORDS, "reasoning": _WORDS}),
+    st.fixed_dictionaries({"role": st.just("assistant"), "content": _WORDS}),
+)
+_CHOICES = st.one_of(
+    st.builds(lambda index, delta: {"index": index, "delta": delta}, st.integers(0, 1), _DELTAS),
+    st.builds(lambda text: {"index": 0, "text": text}, _WORDS),
+)
+
+
+@given(st.lists(st.lists(_CHOICES, min_size=1, max_size=2), max_size=8), st.booleans())
+def test_what_was_said_is_the_text_of_all_events(said: list[list[Any]], ascii_only: bool) -> None:
+    watch = streams.Watch(keep_usage=False, remember=True)
+    for at, choices in enumerate(said):
+        over = "stop" if at == len(said) - 1 else None
+        told = {
+            "choices": [choice | {"logprobs": None, "finish_reason": over} for choice in choices]
+        }
+        written = json.dumps(HEAD | told, ensure_ascii=ascii_only, separators=(",", ":"))
+        watch.see(b"data: " + written.encode() + b"\n\n")
+    watch.see(DONE)
+    texts = [
+        choice.get("delta", choice).get("content" if "delta" in choice else "text", "")
+        for choices in said
+        for choice in choices
+        if choice["index"] == 0
+    ]
+    assert watch.said().text == "".join(texts)
 
 
 def test_an_error_in_the_stream_is_seen() -> None:
