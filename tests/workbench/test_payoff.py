@@ -149,11 +149,11 @@ def test_points_that_cannot_be_trusted_are_left_out() -> None:
 
 
 def test_the_page_shows_every_figure_and_needs_nothing_else(payoff: Payoff, tmp_path: Path) -> None:
-    # Quality against speed at both ends of the load, and speed over the load.
+    # Quality by speed at both ends of the load, and speed over the load.
     titles = [figure.layout.title.text for figure in payoff.plot()]
     assert [title.split(",")[0] for title in titles] == [
-        "Quality against speed",
-        "Quality against speed",
+        "Quality by speed",
+        "Quality by speed",
         "Speed-up by batch size",
     ]
     page = payoff_page(payoff, result(), tmp_path / "page.html")
