@@ -25,7 +25,7 @@ help:  ## say what there is
 
 install: .venv/.installed  ## make .venv and install the pinned packages (the second time: nothing)
 
-demo: .venv/.installed  ## run the whole pipeline once on real vLLM (about 10 minutes on 2 cores)
+demo: .venv/.installed  ## run the whole pipeline once on real vLLM (10 to 20 minutes on 2 cores)
 	@$(BIN)/workbench demo --workdir $(WORKDIR)
 
 lint: .venv/.installed  ## ruff and mypy

@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from serving.errors import InputError
 
@@ -27,6 +29,15 @@ class Value(BaseModel):
     """A frozen value; unknown fields raise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typos_are_named(cls, given: Any) -> Any:
+        for name in given.keys() - _names(cls) if isinstance(given, dict) else ():
+            near = get_close_matches(str(name), _names(cls), n=1, cutoff=0.75)
+            if near:
+                raise ValueError(f"{name} is not known; did you mean {near[0]}?")
+        return given
 
     def write(self, path: Path) -> Path:
         """Write as JSON, whole or not at all (a crash never leaves half a file)."""
@@ -65,6 +76,13 @@ class Value(BaseModel):
         left = len(type(self).model_fields) - len(chosen)
         note = f"<small>{left} more at their defaults</small>" if left else ""
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>{note}"
+
+
+@cache
+def _names(kind: type[BaseModel]) -> frozenset[str]:
+    """By which the fields of a value may be given."""
+    fields = kind.model_fields.items()
+    return frozenset(name for own, field in fields for name in (own, field.alias) if name)
 
 
 def _short(value: Any, longest: int = 160) -> str:

@@ -48,8 +48,9 @@ def capacity_rps(
         return not any(found[name] > limit for name, limit in slo.limits().items())
 
     if not keeps(_SLOWEST_RPS):
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in slo.limits().items())
         raise InfeasibleError(
-            f"one request at a time already breaks the SLO {slo.limits()}",
+            f"{latency.variant}: one request at a time already breaks the SLO ({limits})",
             remedy="Loosen the SLO, shorten the requests or use a faster variant.",
         )
     low = high = _SLOWEST_RPS

@@ -91,12 +91,13 @@ def canvas(title: str, x: dict[str, Any], y: dict[str, Any], **options: Any) -> 
             "title": {
                 "text": title,
                 "font": {"size": 14},
+                # From the figure's edge: long names beside the bars must not push it out at the right.
                 "x": 0,
-                "xref": "paper",
+                "xref": "container",
                 "y": 1,
                 "yref": "container",
                 "yanchor": "top",
-                "pad": {"t": 10},
+                "pad": {"t": 10, "l": 8},
             },
             "font": {"family": "system-ui, -apple-system, Segoe UI, sans-serif", "color": GREY},
             "paper_bgcolor": "rgba(0,0,0,0)",

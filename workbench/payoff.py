@@ -240,7 +240,7 @@ class Payoff:
         return paragraph(self)
 
     def plot(self) -> list[go.Figure]:
-        """Quality against speed with the front, and speed-up over load."""
+        """Quality by speed with the front, and speed-up over load."""
         from workbench.report.payoff_figures import payoff_figures
 
         return payoff_figures(self)

@@ -43,6 +43,7 @@ class Stage:
         work: does it: (pipeline, folder, on_progress).
         apart: in a process of its own, which gives its memory back and keeps libraries that patch
             each other (llmcompressor, vLLM) from meeting.
+        shows: stages whose results it shows as well, where they are there; it is done again then.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     after: tuple[str, ...]
     work: Callable[[Pipeline, Path, OnProgress], None]
     apart: bool = False
+    shows: tuple[str, ...] = ()
 
 
 class Pipeline:
@@ -124,7 +126,8 @@ class Pipeline:
         """Digest of everything that the stage's result depends on."""
         chosen = self.settings.model_dump(mode="json")
         wanted: dict[str, Any] = {name: chosen[name] for name in stage.inputs} | self.extra
-        wanted["after"] = [self._key(self.stages[name]) for name in stage.after]
+        shown = tuple(name for name in stage.shows if self.is_done(name))
+        wanted["after"] = [self._key(self.stages[name]) for name in (*stage.after, *shown)]
         return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
     def require(self, name: str, among: Sequence[str] = ()) -> None:

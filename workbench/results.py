@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from serving.errors import InputError
+from serving.errors import InfeasibleError, InputError
 from serving.hpa import GPU_UTILISATION, TTFT_MEAN, HpaSpec, pods_metric
 from serving.plan import EngineArgs, Plan, Variant
 from simulations.latency import LatencyModel
@@ -47,11 +48,16 @@ class Results:
         return {model.variant: model for model in models}
 
     def peak_rps(self) -> float:
-        """Rate of the day's busiest hour: as chosen, or what `peak_replicas` of the parent sustain."""
-        if self.settings.peak_rps is not None:
-            return self.settings.peak_rps
-        parent = self.variants()[0].name
-        return peak_of(self.settings, self.latency_models()[parent], self.settings.engine)
+        """Rate of the day's busiest hour: as chosen, or what `peak_replicas` of the parent sustain.
+
+        Where a lone request breaks the SLO on the parent: of the first variant on which it does not.
+        """
+        models = self.latency_models()
+        *others, last = (models[variant.name] for variant in self.variants())
+        for model in others:
+            with suppress(InfeasibleError):
+                return peak_of(self.settings, model, self.settings.engine)
+        return peak_of(self.settings, last, self.settings.engine)
 
     def tuning(self) -> Tuning:
         """What the search found."""

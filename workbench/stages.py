@@ -87,12 +87,15 @@ def _serve(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
         fastest = offline[offline["variant"] == variant.name]["output_tokens_per_s"].max()
         lengths = chosen.load(1.0).schedule().output_tokens.mean()
         capacity = fastest / lengths
-        # A slow machine still needs as many requests as the gate asks for, as far as it can bear them.
+        # A slow machine still needs as many requests as the gate asks for, in more time where it must.
         least = min(_LEAST_REQUESTS / chosen.load_duration_s, 0.8 * capacity)
         shares = list(dict.fromkeys(round(max(s * capacity, least), 2) for s in chosen.load_shares))
+        load = chosen.load(1.0)
+        if chosen.rates_rps is None:
+            load = load.at(duration_s=max(load.duration_s, _LEAST_REQUESTS / min(shares)))
         points += sweep_rates(
             variant,
-            chosen.load(1.0),
+            load,
             rates_rps=chosen.rates_rps or shares,
             engine_args=chosen.engine,
             folder=folder,
@@ -232,7 +235,7 @@ def _report(pipeline: Pipeline, folder: Path, on_progress: OnProgress) -> None:
             measurements=tuple(results.measurements("sweep") + results.measurements("serve")),
             latency_models=tuple(results.latency_models().values()),
             tuning=results.tuning(),
-            verification=results.verification(),
+            verification=results.verification() if pipeline.is_done("verify") else None,
             settings=results.settings.model_dump(mode="json"),
             command=f"workbench demo --workdir {pipeline.workdir.name}",
         ),
@@ -309,5 +312,5 @@ STAGES = (
     ),
     Stage("export", "Export: the bundle", "export", (), ("tune",), _export),
     Stage("verify", "Verify: the bundle on real vLLM", "verify", (), ("export",), _verify),
-    Stage("report", "Report: one HTML page", "report", (), ("verify",), _report),
+    Stage("report", "Report: one HTML page", "report", (), ("tune",), _report, shows=("verify",)),
 )

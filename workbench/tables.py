@@ -30,9 +30,10 @@ def table(pipeline: Pipeline, name: str) -> pd.DataFrame:
         case "simulate":
             return pd.read_parquet(pipeline.folder("simulate") / "day.parquet")
         case "verify":
-            verification = results.verification()
+            verification = results.verification() if pipeline.is_done("verify") else None
             if verification is None:
-                return pd.DataFrame({"not verified": [results.untrusted()]})
+                why = results.untrusted() or "`workbench export` and `workbench verify` do it."
+                return pd.DataFrame({"not verified": [why]})
             return verification.rows
         case "export":
             bundle = pipeline.folder("export") / "bundle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -378,3 +379,21 @@ def make_results(gpu_hours: float = 61.0, holds: bool = True) -> Results:
 @pytest.fixture(scope="session")
 def results() -> Results:
     return make_results()
+
+
+@pytest.fixture(scope="session")
+def cut_off() -> Callable[[Any], list[str]]:
+    """What reaches beyond the edge of its figure or into its title, on a page that a browser shows."""
+    return lambda shown: shown.evaluate(_CUT_OFF)
+
+
+_CUT_OFF = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot) => {
+  const room = plot.getBoundingClientRect();
+  const title = plot.querySelector(".gtitle");
+  return [...plot.querySelectorAll(".main-svg text")].filter((text) => {
+    const at = text.getBoundingClientRect();
+    return at.left < room.left - 1 || at.right > room.right + 1
+      || at.top < room.top - 1 || at.bottom > room.bottom + 1
+      || (text !== title && at.width && at.top < title.getBoundingClientRect().bottom - 1);
+  }).map((text) => text.textContent);
+})"""

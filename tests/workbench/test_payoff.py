@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -146,11 +149,11 @@ def test_points_that_cannot_be_trusted_are_left_out() -> None:
 
 
 def test_the_page_shows_every_figure_and_needs_nothing_else(payoff: Payoff, tmp_path: Path) -> None:
-    # Quality against speed at both ends of the load, and speed over the load.
+    # Quality by speed at both ends of the load, and speed over the load.
     titles = [figure.layout.title.text for figure in payoff.plot()]
     assert [title.split(",")[0] for title in titles] == [
-        "Quality against speed",
-        "Quality against speed",
+        "Quality by speed",
+        "Quality by speed",
         "Speed-up by batch size",
     ]
     page = payoff_page(payoff, result(), tmp_path / "page.html")
@@ -167,6 +170,24 @@ def test_the_lineage_is_drawn_line_by_line() -> None:
     assert len(drawn["keeps"].x) == 2
     assert any("<b>w4a16</b>" in text and "91.9 %" in text for text in drawn["loses"].text)
     assert sum(trace.mode == "lines" for trace in figure.data) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_on_a_phone_nothing_is_cut_off(
+    payoff: Payoff, tmp_path: Path, cut_off: Callable[[Any], list[str]]
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page = payoff_page(payoff, result(), tmp_path / "page.html")
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        shown = browser.new_page(viewport={"width": 390, "height": 800})
+        shown.goto(page.as_uri())
+        shown.locator(".main-svg").last.wait_for(state="attached", timeout=60_000)
+        assert cut_off(shown) == []
+        browser.close()
 
 
 def taught(name: str, tokens: int, perplexity: float) -> Variant:

@@ -50,6 +50,19 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
     assert (runs(pipeline, "first"), runs(pipeline, "second")) == (1, 1)
 
 
+def test_what_is_only_shown_is_not_needed_but_makes_it_new(tmp_path: Path) -> None:
+    page = Stage("page", "Page", "page", (), ("first",), work, shows=("second",))
+    pipeline = Pipeline(tmp_path, Chosen(), [FIRST, SECOND, page])
+    pipeline.run(["first", "page"])
+    assert pipeline.is_done("page")
+    pipeline.run(["second"])
+    assert not pipeline.is_done("page")
+    pipeline.run(["page"])
+    assert pipeline.is_done("page")
+    # What the other shows is of other settings now.
+    assert not Pipeline(tmp_path, Chosen(two=3), [FIRST, SECOND, page]).is_done("page")
+
+
 def test_what_changed_is_done_again_and_all_behind_it(tmp_path: Path) -> None:
     def marked(chosen: Chosen) -> tuple[str, str]:
         pipeline = Pipeline(tmp_path, chosen, [FIRST, SECOND])

@@ -71,7 +71,8 @@ def _show(pipeline: Pipeline, name: str, *, as_json: bool) -> None:
         print_table(table(pipeline, "verify"))
         runs = pipeline.workdir
         typer.echo(f"report   {runs / 'report.html'}")
-        typer.echo(f"bundle   {runs / 'export' / 'bundle'}")
+        if pipeline.is_done("export"):
+            typer.echo(f"bundle   {runs / 'export' / 'bundle'}")
         typer.echo(f"compare  mlflow ui --backend-store-uri {chosen_uri(runs)}")
         typer.echo(f"next     workbench tune --trials 200 --ttft-p99 0.3 --workdir {runs}")
 

@@ -63,7 +63,9 @@ def runs(
 ) -> None:
     """List runs of MLflow: those of the data directory, or of MLFLOW_TRACKING_URI."""
     if stage is not None and stage not in _KINDS:
-        raise InputError(f"--stage(={stage!r}) is not a kind of run", remedy=f"Choose of {_KINDS}.")
+        raise InputError(
+            f"--stage(={stage!r}) is not a kind of run", remedy=f"Choose of {', '.join(_KINDS)}."
+        )
     from rich.console import Console
 
     with Console(stderr=True).status("Reading the runs"):

@@ -17,6 +17,7 @@ from workbench.fit.shapes import check_shapes, label
 from workbench.fit.steps import DECODE, KV, PREFILL, Steps, steps_of
 from workbench.measure import Measurement
 from workbench.measure.coldstart import ColdStartParts
+from workbench.measure.engine import OnProgress
 
 _MIN_PER_MODE = 30
 
@@ -30,6 +31,7 @@ def fit(
     cold_start: ColdStart | None = None,
     overheads_from: LatencyModel | None = None,
     force: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> LatencyModel:
     """Fit the step times of one variant, and say how wrong they are on steps that were not fitted.
 
@@ -63,7 +65,9 @@ def fit(
              MeasurementError: an invalid measurement, too few steps, too few lengths, or an unknown
                  KV cache.
     """
+    say = on_progress or (lambda doing, share: None)
     _check(measurements, holdout, force=force)
+    say("fitting the terms", 0.0)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     steps = steps_of(measurements, holdout, streams[0])
     alike = check_shapes(steps, measurements, force=force)
@@ -78,7 +82,10 @@ def fit(
     borrowed = overheads_from if not served else None
     between_s = gap_s(served or measurements)
     overhead_s = borrowed.step_overhead_s if borrowed else None
-    redrawn = [r.redraw(fitted, steps, streams[3]) for _ in range(draws)]
+    redrawn = []
+    for number in range(draws):
+        say(f"draw {number + 1} of {draws}", 0.5 + 0.5 * number / draws)
+        redrawn.append(r.redraw(fitted, steps, streams[3]))
     labels = [label(m) for m in measurements]
     replica = (served or measurements)[0].replica
     model = LatencyModel(
@@ -111,7 +118,9 @@ def fit(
             *(borrowed.doubts if borrowed else ()),
         ),
     )
-    return with_requests(model, served) if served else model
+    model = with_requests(model, served) if served else model
+    say("fitted", 1.0)
+    return model
 
 
 def _check(measurements: Sequence[Measurement], holdout: float, *, force: bool) -> None:

@@ -44,6 +44,9 @@ class Arm:
     engine_args: EngineArgs
     start: StartEngine | None = None
 
+    def _repr_html_(self) -> str:
+        return shown_html(self.name) + self.variant._repr_html_() + self.engine_args._repr_html_()
+
 
 @dataclass(frozen=True)
 class Comparison:

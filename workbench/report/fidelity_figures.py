@@ -77,7 +77,7 @@ def errors_by_load(found: Fidelity) -> go.Figure:
     figure = theme.canvas(
         "Relative error of the prediction",
         theme.axis("load (share of the capacity)", type="category"),
-        theme.axis("predicted over measured, less one (%)"),
+        theme.axis("error of the prediction (%)"),
         height=420,
     )
     figure.add_hline(y=0, line={"width": 1, "color": theme.GREY})

@@ -78,8 +78,8 @@ def payoff_map(
     looks = theme.looks([v.name for v in variants], parent)
     figure = theme.canvas(
         "Where each variant pays",
-        theme.axis("speed-up over the parent, same batch (×)"),
-        theme.axis("task accuracy kept (% of the parent's)"),
+        theme.axis("speed-up over the parent (×)"),
+        theme.axis("accuracy kept (% of parent)"),
     )
     for variant in variants:
         track = table[table["variant"] == variant.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,9 @@ METRIC_NAMES = {
     "e2e_p99_s": "E2E p99",
     "output_tokens_per_s": "output tokens/s",
 }
+
+_MANY_NAMES = 480
+"""Height of a figure whose legend names every fleet: on a phone one below the other."""
 
 
 def candidates(tuning: Tuning) -> pd.DataFrame:
@@ -52,6 +56,7 @@ def cost_against_latency(tuning: Tuning, slo: Slo) -> go.Figure:
         "What the search tried",
         theme.axis("GPU hours per day", rangemode="tozero"),
         theme.log_axis("TTFT p99 (s)", [*trials["ttft_p99_s"], *others["ttft_p99_s"]]),
+        height=_MANY_NAMES,
     )
     kept = trials["keeps_slo"].eq(True)
     for keeps, name, symbol, colour in (
@@ -87,7 +92,8 @@ def cost_against_attainment(tuning: Tuning) -> go.Figure:
     figure = theme.canvas(
         "What attainment costs",
         theme.axis("GPU hours per day", rangemode="tozero"),
-        theme.axis("share of requests within the SLO", tickformat=".1%"),
+        theme.axis("requests within the SLO", tickformat=".1%"),
+        height=_MANY_NAMES,
     )
     figure.add_scatter(
         x=trials["gpu_hours"],
@@ -132,14 +138,15 @@ def _mark(figure: go.Figure, others: pd.DataFrame, y: str, told: str) -> None:
 
 
 def cost_of_candidates(tuning: Tuning) -> go.Figure:
-    """GPU hours a day of each candidate; hatched where it breaks the SLO, attainment beside it."""
+    """GPU hours a day of each candidate, attainment below them; hatched where it breaks the SLO."""
     table = candidates(tuning).iloc[::-1]
     keeps = table["keeps_slo"].eq(True)
     figure = theme.canvas(
-        "What each choice costs a day",
+        "Cost a day, and requests within the SLO",
         # Room for the labels, which stand outside the bars.
         theme.axis("GPU hours per day", range=[0, 1.65 * table["gpu_hours"].max()]),
         theme.axis("", ticklabelstandoff=6, categoryarray=list(table["name"])),
+        height=max(380, 130 + 40 * len(table)),
         barmode="overlay",
     )
     won = table["is_winner"]
@@ -161,6 +168,7 @@ def cost_of_candidates(tuning: Tuning) -> go.Figure:
                 for hours, share in zip(rows["gpu_hours"], rows["slo_attainment"], strict=True)
             ],
             textposition="outside",
+            constraintext="none",
             cliponaxis=False,
             marker={
                 "color": colour,
@@ -176,10 +184,16 @@ def sensitivity(tuning: Tuning) -> go.Figure:
     table = tuning.neighbours.dropna(subset=["cost_change"])
     widest = table["cost_change"].abs().groupby(table["parameter"]).max().sort_values()
     figure = theme.canvas(
-        "One step beside the winner",
-        theme.axis("change of GPU hours per day (%)", zeroline=True),
-        theme.axis("", ticklabelstandoff=6, categoryarray=list(widest.index)),
-        height=max(300, 130 + 34 * len(widest)),
+        "One step beside the winner (✗ breaks SLO)",
+        theme.axis("change of GPU hours (%)", zeroline=True),
+        theme.axis(
+            "",
+            ticklabelstandoff=6,
+            categoryarray=list(widest.index),
+            tickvals=list(widest.index),
+            ticktext=[_narrow(name) for name in widest.index],
+        ),
+        height=max(300, 130 + 40 * len(widest)),
         barmode="group",
     )
     for side, name, colour in (
@@ -196,8 +210,9 @@ def sensitivity(tuning: Tuning) -> go.Figure:
             y=rows["parameter"],
             name=name,
             orientation="h",
-            text=np.where(breaks, "breaks the SLO", ""),
+            text=np.where(breaks, "✗", ""),
             textposition="outside",
+            constraintext="none",
             cliponaxis=False,
             marker={
                 "color": colour,
@@ -222,7 +237,7 @@ def prediction_check(verification: Verification, prediction: Prediction | None =
     names = [METRIC_NAMES.get(name, name) for name in rows["metric"]]
     figure = theme.canvas(
         "Measured against predicted",
-        theme.axis("deviation from the prediction (%)"),
+        theme.axis("deviation (%)"),
         theme.axis("", ticklabelstandoff=6),
         height=max(280, 120 + 34 * len(rows)),
         barmode="overlay",
@@ -263,5 +278,10 @@ def prediction_check(verification: Verification, prediction: Prediction | None =
     return figure
 
 
+def _narrow(parameter: str) -> str:
+    """A parameter's name in lines that leave room for bars on a phone."""
+    return "<br>".join(textwrap.wrap(parameter.replace("_", " "), 20))
+
+
 def _attainment(share: float) -> str:
-    return "" if pd.isna(share) else f", {100 * share:.4g} % in SLO"
+    return "" if pd.isna(share) else f"<br>{100 * share:.4g} %"

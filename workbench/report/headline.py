@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from serving.hpa import Metric
+from serving.hpa import Metric, milli
 from serving.plan import Plan
 from workbench.report import figures, fleet_figures
 from workbench.report.data import ReportData
@@ -142,8 +142,9 @@ def _metric_in_words(metric: Metric) -> str:
         target = metric.resource.target
     else:
         name, target = source.metric.name, source.target
-    level = target.average_value or target.value or f"{target.average_utilization} %"
-    return f"{name} at {level}"
+    level = target.average_value or target.value
+    told = f"{milli(level) / 1000:g}" if level else f"{target.average_utilization} %"
+    return f"{name} at {told}"
 
 
 def _rivals(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:

@@ -9,7 +9,7 @@ from serving.plan import Variant
 from simulations import theme
 from workbench.compress.learning import learning_curves
 from workbench.compress.recipe import is_snapshot, lineage
-from workbench.report.words import kept_of_parent
+from workbench.report.words import with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,17 +24,20 @@ _WORDS = {"none": "as it is", "distil": "distilled", "prune": "pruned", "sparsif
 
 
 def lineage_figure(variants: Sequence[Variant], max_quality_loss: float) -> go.Figure:
-    """Which variant was made of which, with method, size and what is kept; one line each."""
+    """Which variant was made of which, with method, size and what is kept, narrow enough for a phone."""
     tree = lineage([variant for variant in variants if not is_snapshot(variant)])
     at = {variant.name: (depth, -row) for row, (depth, variant) in enumerate(tree)}
     deepest = max(depth for depth, _ in tree)
     hidden = {"visible": False, "fixedrange": True}
     figure = theme.canvas(
-        "How the variants were made",
-        {**hidden, "range": [-0.2, deepest + 5]},
-        {**hidden, "range": [-len(tree), 1]},
-        height=110 + 26 * len(tree),
+        "How the variants were made, and what they keep",
+        # Small indents: what stands beside a marker needs the width.
+        {**hidden, "range": [-0.3, deepest + 12]},
+        {**hidden, "range": [0.5 - len(tree), 0.5]},
+        height=80 + 36 * len(tree),
+        margin={"l": 8, "r": 8, "t": 40, "b": 40},
     )
+    figure.update_layout(legend_y=0)
     for _, variant in tree:
         if variant.parent in at:
             (x, y), (from_x, from_y) = at[variant.name], at[variant.parent]
@@ -52,7 +55,7 @@ def lineage_figure(variants: Sequence[Variant], max_quality_loss: float) -> go.F
             figure.add_scatter(
                 x=[at[v.name][0] for v in some],
                 y=[at[v.name][1] for v in some],
-                text=[f"  {_label(v, max_quality_loss)}" for v in some],
+                text=[_label(v) for v in some],
                 name=verdict,
                 mode="markers+text",
                 textposition="middle right",
@@ -71,9 +74,11 @@ def kept_by_size(variants: Sequence[Variant], max_quality_loss: float) -> go.Fig
     parent = next((v for v in variants if v.parent is None), None)
     looks = theme.looks([v.name for v in variants], parent.name if parent else None)
     figure = theme.canvas(
-        "What each variant keeps, and how much smaller it is (speed not measured)",
+        "What each keeps, and how much smaller it is",
         theme.axis("times smaller than the parent (×)"),
-        theme.axis("task accuracy kept (% of the parent's)"),
+        theme.axis("accuracy kept (% of parent)"),
+        # On a phone the names stand one below the other.
+        height=max(380, 280 + 22 * len(variants)),
     )
     for variant in (v for v in variants if not is_snapshot(v)):
         if parent is None or variant.quality is None or not variant.size_bytes:
@@ -134,10 +139,10 @@ def _verdict(variant: Variant, max_quality_loss: float) -> str:
     return variant.quality.verdict(max_quality_loss) if variant.quality else "not judged"
 
 
-def _label(variant: Variant, max_quality_loss: float) -> str:
-    told = [_WORDS.get(variant.method, variant.method)]
-    if variant.size_bytes:
-        told.append(f"{variant.size_mib:,.1f} MiB")
+def _label(variant: Variant) -> str:
+    """Two lines; whether it keeps enough is said by the marker."""
+    size = f", {variant.size_mib:,.1f} MiB" if variant.size_bytes else ""
+    told = [] if variant.method == variant.name else [_WORDS.get(variant.method, variant.method)]
     if variant.quality is not None and variant.parent is not None:
-        told.append(kept_of_parent(variant, max_quality_loss))
-    return f"<b>{variant.name}</b> {', '.join(told)}"
+        told.append(with_interval(variant.quality.recovery))
+    return f"  <b>{variant.name}</b>{size}<br>  {', '.join(told)}"

@@ -62,9 +62,9 @@ def quality_against_speed(
     at = rows[rows["batch"] == batch].dropna(subset=["recovery"])
     looks = _looks(payoff)
     figure = theme.canvas(
-        f"Quality against speed, batch {batch:g}, {lengths}",
+        f"Quality by speed, batch {batch:g}, {lengths}",
         theme.axis(f"speed-up over {payoff.parent} (×)"),
-        theme.axis("score kept (% of the parent's)"),
+        theme.axis("score kept (% of parent)"),
         height=460,
     )
     front = at[at["on_front"]].sort_values("speedup")

@@ -217,7 +217,7 @@ def _cost(data: ReportData) -> Section:
     text += f" {tuning.generalisation_in_words()}" if tuning.seen else ""
     text += "".join(f" Doubt: {doubt}." for doubt in tuning.own_doubts)
     for name, reason in tuning.rejected.items():
-        text += f" Not searched: {name}, {reason}."
+        text += f" Not searched: {name}, {reason.rstrip('.')}."
     shown = table.assign(
         name=table["name"].where(
             ~table["is_winner"] | (table["name"] == "winner"), table["name"] + " (winner)"

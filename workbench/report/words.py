@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from serving.plan import Variant
+from serving.values import Estimate
 
 
 def seconds(value_s: float) -> str:
@@ -32,9 +33,13 @@ def kept_of_parent(variant: Variant, max_loss: float) -> str:
     """'97.9 % (95.1 to 101), in doubt': what a variant keeps of its parent's score."""
     if variant.quality is None:
         return "–"
-    score, verdict = variant.quality.recovery, variant.quality.verdict(max_loss)
-    mark = "" if verdict == "keeps" else f", {verdict}"
-    return f"{percent(score.value)} ({100 * score.low:.3g} to {100 * score.high:.3g}){mark}"
+    verdict = variant.quality.verdict(max_loss)
+    return with_interval(variant.quality.recovery) + ("" if verdict == "keeps" else f", {verdict}")
+
+
+def with_interval(share: Estimate) -> str:
+    """'97.9 % (95.1 to 101)'."""
+    return f"{percent(share.value)} ({100 * share.low:.3g} to {100 * share.high:.3g})"
 
 
 def share_change(value: float, base: float) -> str:

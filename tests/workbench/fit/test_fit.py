@@ -352,3 +352,15 @@ def test_extrapolation_is_refused(
             check_range(model, args, poisson(1.0))
         assert re.search(complaint, check_range(model, args, poisson(1.0), force=True)[0])
     assert fitted_max_num_seqs(model) == 40
+
+
+def test_it_tells_how_far_it_is() -> None:
+    told: list[tuple[str, float]] = []
+    fit(
+        [measurement(steps(600, 2))],
+        draws=2,
+        on_progress=lambda doing, share: told.append((doing, share)),
+    )
+    assert [share for _, share in told] == sorted(share for _, share in told)
+    assert ("draw 2 of 2", 0.75) in told
+    assert told[-1] == ("fitted", 1.0)

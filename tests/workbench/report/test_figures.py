@@ -172,12 +172,13 @@ def test_sensitivity_has_a_bar_per_neighbour_and_says_which_breaks_the_slo(
     figure = fleet_figures.sensitivity(results.tuning)
     down, up, best = figure.data
     assert list(down.x) == pytest.approx([-3])
-    assert list(down.text) == ["breaks the SLO"]
+    assert list(down.text) == ["✗"]
     assert list(down.marker.pattern.shape) == ["/"]
     assert list(up.x) == pytest.approx([5, 20])
     assert not any(up.text)
     # The most sensitive is drawn on top, which is the end of plotly's axis.
     assert list(figure.layout.yaxis.categoryarray) == ["min_replicas", "warm_spares", "variant"]
+    assert figure.layout.yaxis.ticktext == ("min replicas", "warm spares", "variant")
     assert list(best.x) == pytest.approx([60])
     assert best.customdata.tolist() == [["parent instead of int8"]]
 

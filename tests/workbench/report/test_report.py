@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from serving.errors import InputError
+from serving.hpa import REQUESTS_RUNNING, HpaSpec, pods_metric
 from serving.values import Estimate
 from workbench.report import ReportData, report
 from workbench.report.assumptions import assumptions
-from workbench.report.headline import cards, headline, summary_table
+from workbench.report.headline import cards, fleet_in_words, headline, summary_table
 from workbench.report.sections import sections
 
 if TYPE_CHECKING:
@@ -133,6 +135,12 @@ def test_the_headline_is_computed(data: ReportData) -> None:
     said = headline(replace(data, tuning=replace(data.tuning, winner_result=costly)))
     assert "117.6 GPU hours" in said
     assert "20 % more than a static fleet" in said
+
+
+def test_a_target_is_told_as_a_number_not_in_thousandths(results: Results) -> None:
+    hpa = HpaSpec(max_replicas=3, metrics=(pods_metric(REQUESTS_RUNNING, 22.4),))
+    plan = results.tuning.winner.model_copy(update={"hpa": hpa})
+    assert "1 to 3 replicas scaled on vllm_num_requests_running at 22.4" in fleet_in_words(plan)
 
 
 def test_a_broken_promise_is_said(data: ReportData) -> None:
@@ -263,7 +271,9 @@ def test_a_browser_draws_every_figure_without_complaint(page: Path, tmp_path: Pa
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_fits_its_screen_and_can_be_read(page: Path, width: int, scheme: str) -> None:
+def test_the_page_fits_its_screen_and_can_be_read(
+    page: Path, width: int, scheme: str, cut_off: Callable[[Any], list[str]]
+) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -271,6 +281,7 @@ def test_the_page_fits_its_screen_and_can_be_read(page: Path, width: int, scheme
         shown.goto(page.as_uri())
         shown.locator(".plot .main-svg").last.wait_for(state="attached", timeout=60_000)
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        assert cut_off(shown) == []
         contrast = {name: shown.evaluate(CONTRAST, name) for name in ("h1", ".how", ".good", "a")}
         assert min(contrast.values()) >= 4.5, contrast  # WCAG 2.2, AA
         shown.emulate_media(media="print")
@@ -280,7 +291,9 @@ def test_the_page_fits_its_screen_and_can_be_read(page: Path, width: int, scheme
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_on_paper_no_figure_runs_into_another(page: Path) -> None:
+def test_on_paper_no_figure_runs_into_another(
+    page: Path, cut_off: Callable[[Any], list[str]]
+) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -294,6 +307,7 @@ def test_on_paper_no_figure_runs_into_another(page: Path) -> None:
         sheet = shown.evaluate(DRAWN)
         assert all(drawn <= room + 1 for drawn, room in sheet), sheet
         assert max(room for _, room in sheet) <= 700
+        assert cut_off(shown) == []
         shown.emulate_media(media="screen")
         shown.evaluate("dispatchEvent(new Event('afterprint'))")
         assert shown.evaluate(DRAWN) == wide

@@ -13,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import workbench as wb
 from serving.plan import EngineArgs, Slo
 from serving.values import shown_html
 from simulations.figures import thinned
@@ -31,6 +32,20 @@ def test_what_is_shown_is_escaped_and_says_its_doubts() -> None:
     assert "&lt;i&gt;" in shown
     assert "1.235" in shown
     assert shown_html("only words") == "<b>only words</b>"
+
+
+@pytest.mark.parametrize("name", [name for name in wb.__all__ if name[0].isupper()])
+def test_every_public_value_has_a_look_of_its_own(name: str) -> None:
+    value = getattr(wb, name)
+    assert hasattr(value, "_render_traceback_" if issubclass(value, Exception) else "_repr_html_")
+
+
+def test_an_arm_shows_what_is_served_and_how() -> None:
+    arm = wb.Arm("small <batches>", wb.Variant(name="bf16", model="m"), EngineArgs(max_num_seqs=8))
+    shown = arm._repr_html_()
+    assert shown.startswith("<b>small &lt;batches&gt;</b>")
+    assert "bf16" in shown
+    assert "max_num_seqs" in shown
 
 
 def test_a_value_shows_what_was_chosen_and_counts_the_rest() -> None:
