@@ -29,7 +29,7 @@ OnProgress = Callable[[str, float], None]
 _DAYS = 3
 """Of which the traffic is kept by a process that runs trials: some 30 bytes a request each."""
 _MANY = 50_000
-"""Requests, some 100 bytes each, before which a run that is over is let go."""
+"""Of so many requests, some 100 bytes each, a run first lets go of the one before."""
 _PHASE_STREAM = 1000
 """Spawn key of the control loops' phases; the traffic's are below."""
 

@@ -77,12 +77,12 @@ def server_columns(signals: Collection[str]) -> int:
     return next(n for n in (N_GAUGES, N_SCALARS, N_SERVER) if last < n)
 
 
-def server_rows(readings: Sequence[Reading], columns: int = N_SERVER) -> FloatArray:
-    """What servers expose, a row each: all columns, or those without histograms."""
+def server_rows(readings: Sequence[Reading]) -> FloatArray:
+    """What servers expose, a row each."""
     gauges = np.array([(r.running, r.waiting, r.kv_usage) for r in readings], dtype=np.float64)
     totals = np.array([[getattr(r, name) for name in TOTALS] for r in readings], dtype=np.float64)
     histograms = {}
-    for name, count in _N_BUCKETS.items() if columns == N_SERVER else ():
+    for name, count in _N_BUCKETS.items():
         none = np.zeros(count, dtype=np.int64)
         histograms[name] = np.array([r.histograms.get(name, none) for r in readings])
     return exposed(gauges.reshape(-1, N_GAUGES), totals.reshape(-1, len(TOTALS)), histograms)

@@ -221,7 +221,7 @@ def aggregated(function: str, of: Vector, by: tuple[str, ...]) -> Vector:
     axes = tuple(axis for axis, label in ((1, "pod"), (2, "le")) if label not in by)
     labels = of.labels if "le" in by else ({},)
     present = _any(of, axes)
-    if axes and all(of.values.shape[axis] == 1 for axis in axes):  # one of each
+    if axes and all(of.values.shape[axis] == 1 for axis in axes):  # each is alone
         return Vector(of.values, present, labels)
     if function == "max":
         return Vector(

@@ -118,7 +118,7 @@ class Telemetry:
         if self.reads_gpus:
             busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
             self.collect(now_s, busy, loading)
-        rows = server_rows(list(readings.values()), self.columns)
+        rows = server_rows(list(readings.values()))[:, : self.columns]
         self.take(now_s, list(readings), rows, loading, down)
 
     def take(
