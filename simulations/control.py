@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 
-@dataclass(frozen=True)
-class PodStatus:
+class PodStatus(NamedTuple):
     """A pod of the scaled workload as the API server has it."""
 
     number: int

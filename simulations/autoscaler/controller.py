@@ -14,6 +14,7 @@ from simulations.autoscaler.values import MAX_INT64, Container, Metrics, Pod, Sa
 from simulations.control import Observation, PodStatus
 
 _CONTAINER = "vllm"
+_MOST = float(MAX_INT64)
 _METRICS_SERVER = ("cpu", "memory")
 
 
@@ -111,6 +112,7 @@ def thousandths(value: float) -> int:
 
     Source:  prometheus-adapter, pkg/custom-provider/provider.go.
     """
-    if math.isnan(value):
-        return 0
-    return int(max(-float(MAX_INT64), min(float(MAX_INT64), value * 1000.0)))
+    scaled = value * 1000.0
+    if -_MOST < scaled < _MOST:
+        return int(scaled)
+    return 0 if math.isnan(scaled) else int(math.copysign(_MOST, scaled))

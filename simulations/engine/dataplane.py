@@ -297,18 +297,41 @@ class DataPlane:
 
     def gauges(self, rows: Sequence[int]) -> npt.NDArray[np.float64]:
         """float array (rows, 3): running, waiting and KV usage of each; a cheap part of `read`."""
-        state = self._state.replicas[list(rows)]
+        state = self._state.replicas.take(rows)
         found = np.empty((len(state), 3))
         found[:, 0] = state["n_running"]
         found[:, 1] = state["n_waiting"] + state["n_inbox"]
         found[:, 2] = 1 - state["free_blocks"] / self._limits.usable_blocks
         return found
 
-    def busy(self, row: int) -> tuple[float, float]:
-        """Seconds that a replica has been busy until now, and when it started: a cheap part of `read`."""
-        state = self._state.replicas[row]
-        busy_s, _ = self._in_flight(row, int(state["updated"]), int(state["step"]))
-        return float(state["busy_s"]) + busy_s, self._started_s[row]
+    def totals(self, rows: Sequence[int], names: Sequence[str]) -> npt.NDArray[np.float64]:
+        """float array (rows, names): counters of each by their names in `Reading`."""
+        state = self._state.replicas.take(rows)
+        found = np.empty((len(state), len(names)))
+        for i, name in enumerate(names):
+            found[:, i] = state[name]
+        return found
+
+    def histograms(self, rows: Sequence[int]) -> dict[str, IntArray]:
+        """{name: int array (rows, buckets)}: observations of each as in `Reading`."""
+        counts = self._state.counts.take(rows, axis=0).swapaxes(0, 1)
+        return {
+            name: counted[:, :size]
+            for (name, size), counted in zip(_BUCKETS.items(), counts, strict=False)
+        }
+
+    def busy(self, rows: Sequence[int]) -> list[tuple[float, float]]:
+        """Seconds that each has been busy until now, and when it started: a cheap part of `read`."""
+        state, flights = self._state.replicas.take(rows), self._state.flights.take(rows, axis=0)
+        each = np.arange(len(state))
+        in_flight_s = np.zeros(len(state))
+        for ahead in (1, 2):
+            step = state["updated"] + ahead
+            elapsed_s = np.maximum(0.0, self.now_s - flights["start_s"][each, step % 2])
+            flight_s = np.minimum(elapsed_s, flights["busy_s"][each, step % 2])
+            in_flight_s += np.where(step <= state["step"], flight_s, 0.0)
+        busy_s = (state["busy_s"] + in_flight_s).tolist()
+        return list(zip(busy_s, (self._started_s[row] for row in rows), strict=True))
 
     def _in_flight(self, row: int, updated: int, decided: int) -> tuple[float, float]:
         """Busy and active seconds of the steps under way, until now."""

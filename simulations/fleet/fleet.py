@@ -34,7 +34,7 @@ from simulations.fleet.streams import Streams
 from simulations.fleet.watch import Watch
 from simulations.latency import LatencyModel
 from simulations.metrics import Alerting, Telemetry
-from simulations.metrics.layout import N_GAUGES, N_SCALARS, N_SERVER, server_columns
+from simulations.metrics.layout import N_SERVER, server_columns
 from simulations.traffic import Schedule
 
 ShareDone = Callable[[float], None]
@@ -121,15 +121,12 @@ class Fleet:
             changed=self._changed,
             release=release,
         )
-        columns = N_SERVER if watched else server_columns(read)
-        if pipeline.gpu_exporter_s == 0:  # GPUs are read where servers are
-            columns = max(columns, N_SCALARS)
         telemetry = Telemetry(
             pipeline,
             memory_share=plan.engine.gpu_memory_utilization,
             relist_phase_s=relist_phase_s,
             alerts=watched,
-            columns=columns,
+            columns=N_SERVER if watched else server_columns(read),
         )
         self.watch = Watch(
             env,
@@ -144,7 +141,6 @@ class Fleet:
             ),
             slots=pipeline.scrape_slots,
             timeline=watched,
-            gauges_only=columns == N_GAUGES,
         )
         self.rollout = Rollout(
             env,
@@ -256,9 +252,9 @@ class Fleet:
 
     def _scale(self, desired: int) -> None:
         """Set the number of serving replicas; pods follow."""
-        self._settle()
         if desired == self.desired:
             return
+        self._settle()
         self.scale_events += 1
         self.desired = desired
         self._wanted_log.append((self._env.now, desired + self.plan.warm_spares))

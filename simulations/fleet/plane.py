@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from simulations.engine import Reading
-from simulations.traffic import FloatArray
+from simulations.traffic import FloatArray, IntArray
 
 
 class Plane(Protocol):
@@ -75,6 +75,14 @@ class Plane(Protocol):
         """float array (rows, 3): requests running and waiting, and KV usage, of each now."""
         ...
 
-    def busy(self, row: int) -> tuple[float, float]:
-        """Seconds that it has been busy until now, and when it started."""
+    def totals(self, rows: Sequence[int], names: Sequence[str]) -> FloatArray:
+        """float array (rows, names): counters of each by their names in `Reading`, now."""
+        ...
+
+    def histograms(self, rows: Sequence[int]) -> Mapping[str, IntArray]:
+        """By name, int array (rows, buckets): observations of each, now."""
+        ...
+
+    def busy(self, rows: Sequence[int]) -> list[tuple[float, float]]:
+        """Seconds that each has been busy until now, and when it started."""
         ...

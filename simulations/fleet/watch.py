@@ -12,13 +12,14 @@ from simulations.fleet.plane import Plane
 from simulations.fleet.pod import Pod
 from simulations.fleet.pods import Pods
 from simulations.metrics import Alerting, Telemetry, busy_share
+from simulations.metrics.layout import N_GAUGES, N_SERVER, TOTALS, exposed
+from simulations.traffic import FloatArray
 
 
 class Watch:
     """Scrapes the pods, some at each slot of the interval; one row of the timeline per interval.
 
     Args:    timeline: whether anybody looks at the timeline; else `count` adds its rows.
-             gauges_only: nobody looks at anything but what runs, waits and fills the cache.
     """
 
     def __init__(
@@ -31,7 +32,6 @@ class Watch:
         *,
         slots: int = 1,
         timeline: bool = True,
-        gauges_only: bool = False,
     ) -> None:
         self._env = env
         self._data = data
@@ -39,7 +39,6 @@ class Watch:
         self._telemetry = telemetry
         self._slots = slots
         self._timeline = timeline
-        self._gauges_only = gauges_only
         self._arrived = 0
         self._buried = 0
         self._busy: dict[Pod, float] = {}
@@ -48,8 +47,14 @@ class Watch:
 
     def collect(self) -> None:
         """The GPU exporters read their devices now."""
-        found = {pod.number: self._data.busy(pod.row) for pod in self._pods.alive if pod.row >= 0}
-        loading = [pod.number for pod in self._pods.alive if pod.loading]
+        self._collect(
+            [pod for pod in self._pods.alive if pod.row >= 0],
+            [pod.number for pod in self._pods.alive if pod.loading],
+        )
+
+    def _collect(self, up: list[Pod], loading: list[int]) -> None:
+        busy = self._data.busy([pod.row for pod in up])
+        found = dict(zip((pod.number for pod in up), busy, strict=True))
         self._telemetry.collect(self._env.now, found, loading)
 
     def scrape(self, slot: int, desired: int) -> None:
@@ -63,12 +68,14 @@ class Watch:
             [pod.number for pod in running if pod.loading],
             [pod.number for pod in running if not pod.loading],
         )
-        if self._gauges_only:
+        if not self._timeline:
             up = [pod for pod in due if pod.row >= 0]
-            exposed = self._data.gauges([pod.row for pod in up])
-            self._telemetry.take(now_s, [pod.number for pod in up], exposed, *idle)
+            if self._telemetry.reads_gpus:
+                self._collect(up, idle[0])
+            shown = self._shown([pod.row for pod in up])
+            self._telemetry.take(now_s, [pod.number for pod in up], shown, *idle)
             return
-        if slot == 0 and self._timeline:
+        if slot == 0:
             found = self._pods.readings()
             self._note(found, desired)
         else:
@@ -76,9 +83,17 @@ class Watch:
         exposed_by = {pod.number: found[pod] for pod in due if pod.row >= 0}
         self._telemetry.scrape(now_s, exposed_by, *idle)
 
+    def _shown(self, rows: list[int]) -> FloatArray:
+        """What the servers of some rows expose, as far as it is kept: all at once for what one takes."""
+        gauges, columns = self._data.gauges(rows), self._telemetry.columns
+        if columns == N_GAUGES:
+            return gauges
+        counts = self._data.histograms(rows) if columns == N_SERVER else {}
+        return exposed(gauges, self._data.totals(rows, TOTALS), counts)
+
     def count(self, desired: int) -> None:
         """A row of the timeline with no more than how many pods there are."""
-        ready = len(self._pods.ready())
+        ready = sum(pod.row >= 0 and not pod.deleted for pod in self._pods.alive)
         now_s = self._env.now
         self.rows.append({"t_s": now_s, "replicas_ready": ready, "replicas_desired": desired})
 

@@ -12,7 +12,7 @@ from serving.alerts import ANSWERS, MEMORY_FREE, MEMORY_USED
 from serving.signals import E2E, FINISHED, GPU_BUSY, KV_USAGE, RUNNING, SIGNALS, TTFT, WAITING
 from simulations.engine import BUCKETS_S, Reading
 from simulations.metrics.promql import Columns, Labels
-from simulations.metrics.samples import Flags, FloatArray, Samples
+from simulations.metrics.samples import Flags, FloatArray, IntArray, Samples
 
 _HISTOGRAMS = {TTFT: "ttft", E2E: "e2e"}
 _HANDLER = {"handler": "/v1/chat/completions"}
@@ -45,6 +45,11 @@ _SERIES = (
 )
 _N_BUCKETS = {name: len(BUCKETS_S[name]) + 1 for name in _HISTOGRAMS.values()}
 N_SERVER = N_SCALARS + sum(_N_BUCKETS.values())
+TOTALS = (
+    *("ttft_sum_s", "ttft_count", "e2e_sum_s", "finished", "aborted", "rejected", "failed"),
+    *("prompt_tokens", "generation_tokens"),
+)
+"""Of a `Reading`: what the counters of one number each are made of."""
 SERVER_COUNTERS: Flags = np.arange(N_SERVER) >= N_GAUGES
 GPU_COUNTERS: Flags = np.zeros(3, dtype=np.bool_)
 
@@ -72,30 +77,42 @@ def server_columns(signals: Collection[str]) -> int:
     return next(n for n in (N_GAUGES, N_SCALARS, N_SERVER) if last < n)
 
 
-def server_rows(readings: Sequence[Reading], columns: int = N_SERVER) -> FloatArray:
-    """What servers expose, a row each: all columns, or those without histograms.
-
-    A request that was answered or given up began with a 200; one that was refused or failed got a 5xx.
-    """
-    rows = np.zeros((len(readings), columns))
-    if not readings:
-        return rows
-    rows[:, :N_SCALARS] = [
-        (
-            *(r.running, r.waiting, r.kv_usage),
-            *(r.ttft_sum_s, r.ttft_count, r.e2e_sum_s, r.finished),
-            *(r.finished, r.aborted, 0),
-            *(r.finished + r.aborted, r.rejected + r.failed),
-            *(r.prompt_tokens, r.generation_tokens),
-        )
-        for r in readings
-    ]
-    if columns == N_SCALARS:
-        return rows
-    begin = N_SCALARS
+def server_rows(readings: Sequence[Reading]) -> FloatArray:
+    """What servers expose, a row each."""
+    gauges = np.array([(r.running, r.waiting, r.kv_usage) for r in readings], dtype=np.float64)
+    totals = np.array([[getattr(r, name) for name in TOTALS] for r in readings], dtype=np.float64)
+    histograms = {}
     for name, count in _N_BUCKETS.items():
         none = np.zeros(count, dtype=np.int64)
-        counted = np.array([r.histograms.get(name, none) for r in readings])
-        np.cumsum(counted, axis=1, out=rows[:, begin : begin + count])
+        histograms[name] = np.array([r.histograms.get(name, none) for r in readings])
+    return exposed(gauges.reshape(-1, N_GAUGES), totals.reshape(-1, len(TOTALS)), histograms)
+
+
+def exposed(
+    gauges: FloatArray, totals: FloatArray, histograms: Mapping[str, IntArray]
+) -> FloatArray:
+    """The same from the numbers of each server, a row each.
+
+    A request that was answered or given up began with a 200; one that was refused or failed got a 5xx.
+
+    Args:    gauges: requests running and waiting, and KV usage.
+             totals: by TOTALS.
+             histograms: observations by name and bucket; {} leaves the last columns out.
+    """
+    of = dict(zip(TOTALS, totals.T, strict=True))
+    counters = (
+        *(of["ttft_sum_s"], of["ttft_count"], of["e2e_sum_s"], of["finished"]),
+        *(of["finished"], of["aborted"], 0),
+        *(of["finished"] + of["aborted"], of["rejected"] + of["failed"]),
+        *(of["prompt_tokens"], of["generation_tokens"]),
+    )
+    rows = np.empty((len(gauges), N_SERVER if histograms else N_SCALARS))
+    rows[:, :N_GAUGES] = gauges
+    for column, values in enumerate(counters, N_GAUGES):
+        rows[:, column] = values
+    begin = N_SCALARS
+    for name, count in _N_BUCKETS.items() if histograms else ():
+        if len(rows):
+            np.cumsum(histograms[name], axis=1, out=rows[:, begin : begin + count])
         begin += count
     return rows

@@ -7,7 +7,7 @@ other labels. Many times are evaluated at once, for the price of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,8 +74,6 @@ class Query:
     kept: Mapping[int, Flags] | None = None
     chosen: dict[Series, list[int]] = field(default_factory=dict)
     """Columns that matchers choose: one dictionary may serve many queries over one layout."""
-    whole: bool = True
-    """Whether most counters will be asked for: rows are read faster whole."""
     _done: dict[Expression, Vector] = field(default_factory=dict)
     _windows: dict[tuple[int, float, float], Window] = field(default_factory=dict)
     _rates: dict[tuple[int, float, float], FloatArray] = field(default_factory=dict)
@@ -160,8 +158,6 @@ class Query:
         where, chosen, window, there = self._ranged(of, window_s, offset_s, 2)
         columns = [where.begin + i for i in chosen]
         labels = tuple(where.labels[i] for i in chosen)
-        if not self.whole:
-            return Vector(rate(where.samples, window, columns), there, labels)
         key = (id(where.samples), window_s, offset_s)
         if key not in self._rates:
             self._rates[key] = rate(where.samples, window)
@@ -188,9 +184,7 @@ def matches(labels: Labels, where: tuple[str, ...]) -> bool:
     return True
 
 
-def rate(
-    samples: Samples, window: Window, columns: Sequence[int] | slice = slice(None)
-) -> FloatArray:
+def rate(samples: Samples, window: Window) -> FloatArray:
     """Increase per second of counters, extrapolated to the ends of the window.
 
     To an end that is no further than 1.1 times the mean distance of samples, else by half a distance;
@@ -206,11 +200,8 @@ def rate(
     sampled_s = last_s - first_s
     apart_s = sampled_s / np.maximum(window.count - 1, 1)[:, :, None]
     to_start_s, to_end_s = first_s - since_s[:, :, None], until_s[:, :, None] - last_s
-    unreset, raw = samples.unreset[:, :, columns], samples.raw[:, :, columns]
-    increase, start = (
-        unreset[rows, window.last] - unreset[rows, window.first],
-        raw[rows, window.first],
-    )
+    increase = samples.unreset[rows, window.last] - samples.unreset[rows, window.first]
+    start = samples.raw[rows, window.first]
     to_zero_s = np.full_like(increase, np.inf)
     np.divide(sampled_s * start, increase, out=to_zero_s, where=(increase > 0) & (start >= 0))
     if samples.prometheus >= 3:
@@ -230,6 +221,8 @@ def aggregated(function: str, of: Vector, by: tuple[str, ...]) -> Vector:
     axes = tuple(axis for axis, label in ((1, "pod"), (2, "le")) if label not in by)
     labels = of.labels if "le" in by else ({},)
     present = _any(of, axes)
+    if axes and all(of.values.shape[axis] == 1 for axis in axes):  # each is alone
+        return Vector(of.values, present, labels)
     if function == "max":
         return Vector(
             np.where(of.present, of.values, -np.inf).max(axis=axes, keepdims=True), present, labels

@@ -45,6 +45,9 @@ class Samples:
         self.prometheus = prometheus
         self._places: dict[int, int] = {}
         self._free: list[int] = []
+        self._written: list[int] = []
+        self._at: IntArray = np.zeros(0, dtype=np.int64)
+        """Targets that were written last, and their places."""
         self._grow(8)
 
     def _grow(self, count: int) -> None:
@@ -88,7 +91,10 @@ class Samples:
         """
         if not targets:
             return
-        places = np.array([self._place(target) for target in targets], dtype=np.int64)
+        if targets != self._written:  # mostly they are those of the scrape before
+            found = [self._place(target) for target in targets]
+            self._written, self._at = targets, np.array(found, dtype=np.int64)
+        places = self._at
         at = self._next[places] % self._keep
         self.times[places, at] = at_s
         self.live[places, at] = True
@@ -112,6 +118,7 @@ class Samples:
     def forget(self, target: int) -> None:
         """Drop what is left of a target."""
         place = self._places.pop(target)
+        self._written = []
         self.times[place], self.live[place] = -np.inf, False
         self._next[place], self._lost[place], self._seen[place] = 0, 0.0, 0.0
         self.target[place] = -1

@@ -55,12 +55,12 @@ class Telemetry:
         self._pipeline = pipeline
         self._memory_share = memory_share
         late_s = pipeline.query_age_s + 2 * pipeline.evaluation_interval_s
-        self._kept_s = max(_REACH_S, pipeline.lookback_s) + late_s + BEHIND_S
-        asked_s = self._kept_s if alerts else max(_SIGNALS_REACH_S, pipeline.lookback_s) + late_s
+        reach_s, late_s = (_REACH_S, late_s + BEHIND_S) if alerts else (_SIGNALS_REACH_S, late_s)
+        self._kept_s = max(reach_s, pipeline.lookback_s) + late_s
         # Stale markers take rows of their own: a few more for pods that crash again and again.
-        keep = math.ceil(asked_s / pipeline.scrape_interval_s) + 10
+        keep = math.ceil(self._kept_s / pipeline.scrape_interval_s) + 10
         major = pipeline.prometheus
-        self._whole, self._columns = alerts, columns
+        self.columns = columns
         self._server = Samples(SERVER_COUNTERS[:columns], keep, prometheus=major)
         self._gpu = Samples(GPU_COUNTERS, keep, prometheus=major)
         self._layout = layout(self._server, self._gpu)
@@ -73,6 +73,11 @@ class Telemetry:
         self._relist_s = relist_phase_s
         self._sampled_s = {id(self._server): -np.inf, id(self._gpu): -np.inf}
         self._known = dict.fromkeys(self._sampled_s, True)
+
+    @property
+    def reads_gpus(self) -> bool:
+        """Whether GPUs are read at each scrape, by no exporter of their own."""
+        return self._pipeline.gpu_exporter_s == 0
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -110,10 +115,10 @@ class Telemetry:
                  loading: pods that run and do not answer yet.
                  down: pods that answer nothing, their GPU's exporter neither.
         """
-        if self._pipeline.gpu_exporter_s == 0:
+        if self.reads_gpus:
             busy = {pod: (r.busy_s, r.started_s) for pod, r in readings.items()}
             self.collect(now_s, busy, loading)
-        rows = server_rows(list(readings.values()), self._columns)
+        rows = server_rows(list(readings.values()))[:, : self.columns]
         self.take(now_s, list(readings), rows, loading, down)
 
     def take(
@@ -135,9 +140,10 @@ class Telemetry:
                 self._gpu.mark_stale(now_s, pod)
         self._server.write(now_s, list(pods), exposed)
         devices = [pod for pod in (*pods, *loading) if pod in self._exported]
-        exported = np.array([self._exported[pod] for pod in devices]).reshape(-1, 2)
-        rows = np.column_stack([exported, 1 - exported[:, 1]])
-        self._gpu.write(now_s, devices, rows)
+        if devices:
+            exported = np.array([self._exported[pod] for pod in devices])
+            rows = np.column_stack([exported, 1 - exported[:, 1]])
+            self._gpu.write(now_s, devices, rows)
         for samples, any_of in ((self._server, pods), (self._gpu, devices)):
             if any_of:
                 self._sampled_s[id(samples)] = now_s
@@ -178,7 +184,7 @@ class Telemetry:
             gone = list(without)
             kept = {id(s): ~np.isin(s.target, gone) for s in (self._server, self._gpu)}
         lookback_s = self._pipeline.lookback_s
-        return Query(self._layout, np.array(at_s), lookback_s, kept, self._chosen, self._whole)
+        return Query(self._layout, np.array(at_s), lookback_s, kept, self._chosen)
 
     def visible(self, metric: str, now_s: float) -> dict[int, float]:
         """A metric by pod, as the autoscaler reads it now; pods without series are left out.

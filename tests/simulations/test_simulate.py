@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +37,7 @@ from serving.plan import Slo
 from simulations.bounds import capacity_rps, static_peak
 from simulations.clairvoyant import clairvoyant_bound
 from simulations.engine import percentiles, simulate_workload
-from simulations.fleet import Canary, Cluster, Release, RollingUpdate
+from simulations.fleet import Canary, Cluster, Fleet, Release, RollingUpdate
 from simulations.result import SimResult
 from simulations.simulate import phases, simulate
 from simulations.traffic import Clients, ClosedLoop, Constant, Day, Fixed, Spike, Workload
@@ -301,3 +303,24 @@ def test_no_stream_of_the_control_loops_is_one_of_the_traffics() -> None:
     own = cast(np.random.SeedSequence, phases(load.seed).bit_generator.seed_seq)
     assert own.entropy == load.seed
     assert own.spawn_key not in traffic
+
+
+def test_a_large_run_lets_go_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Fleet]] = []
+    still_there: list[int] = []
+
+    class Noted(Fleet):
+        def __init__(self, *args: Any, **how: Any) -> None:
+            still_there.append(sum(fleet() is not None for fleet in made))
+            made.append(weakref.ref(self))
+            super().__init__(*args, **how)
+
+    monkeypatch.setattr("simulations.simulate.Fleet", Noted)
+    monkeypatch.setattr("simulations.simulate._MANY", 0)
+    load = workload(rate_rps=30, duration_s=60)
+    gc.disable()
+    try:
+        simulate(plan(replicas=1), load, latency(), seeds=(0, 1, 2))
+    finally:
+        gc.enable()
+    assert still_there == [0, 0, 0]

@@ -215,6 +215,7 @@ def _cost(data: ReportData) -> Section:
         over = share_change(winner["gpu_hours"], bound.iloc[0]["gpu_hours"])
         text += f" The winner needs {over} GPU hours than the clairvoyant lower bound."
     text += f" {tuning.generalisation_in_words()}" if tuning.seen else ""
+    text += f" {said}" if (said := tuning.at_equal_attainment_in_words()) else ""
     text += "".join(f" Doubt: {doubt}." for doubt in tuning.own_doubts)
     for name, reason in tuning.rejected.items():
         text += f" Not searched: {name}, {reason.rstrip('.')}."

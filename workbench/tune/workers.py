@@ -7,6 +7,7 @@ failed, another worker stands in, and the search goes on.
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ def workers(n_jobs: int = 1, ray: str | None = None) -> Iterator[Run]:
 
 def work(link: Link) -> None:
     """A worker process: the score of each job that comes."""
+    gc.freeze()  # what is loaded stays, and need not be looked at after each trial
     while True:
         link.send(_unpacked(link.receive()))
 

@@ -131,8 +131,15 @@ class HandPlane:
         found = [self.read(row) for row in rows]
         return np.array([(r.running, r.waiting, r.kv_usage) for r in found]).reshape(-1, 3)
 
-    def busy(self, row: int) -> tuple[float, float]:
-        return self._rows[row].busy_s, self._rows[row].started_s
+    def totals(self, rows: Sequence[int], names: Sequence[str]) -> Any:
+        found = [[getattr(self.read(row), name) for name in names] for row in rows]
+        return np.array(found, dtype=np.float64).reshape(-1, len(names))
+
+    def histograms(self, rows: Sequence[int]) -> dict[str, Any]:
+        return {"tpot": np.array([self._rows[row].tpot for row in rows])}
+
+    def busy(self, rows: Sequence[int]) -> list[tuple[float, float]]:
+        return [(self._rows[row].busy_s, self._rows[row].started_s) for row in rows]
 
     def advance(
         self,

@@ -177,6 +177,17 @@ def test_conclusions_follow_the_measurements(data: ReportData) -> None:
     assert "none is faster than parent" in payoff.conclusion
 
 
+def test_the_cost_is_told_at_equal_attainment_too(data: ReportData) -> None:
+    assert data.tuning is not None
+    cost = next(section for section in sections(data) if section.anchor == "cost")
+    # 61 of 78 GPU hours of the article's HPA, which lets 96.1 % of the requests meet the SLO.
+    assert "The winner needs 22 % fewer GPU hours than the article's HPA;" in cost.conclusion
+    assert "with the article's 96.1000 %" in cost.conclusion
+    alone = data.tuning.baselines.query("name != 'article-hpa'")
+    told = sections(replace(data, tuning=replace(data.tuning, baselines=alone)))
+    assert not any("article's HPA" in section.conclusion for section in told)
+
+
 def test_half_a_pipeline_gives_half_a_page(results: Results, tmp_path: Path) -> None:
     data = ReportData(
         title="So far", variants=results.variants[:1], measurements=results.measurements[:4]
