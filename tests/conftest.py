@@ -10,6 +10,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's, which others use too.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 ROOT = Path(__file__).resolve().parent.parent
 _BUILT_FROM = ("serving", "simulations", "workbench", "experiments")
