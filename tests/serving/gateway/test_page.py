@@ -281,9 +281,11 @@ async def test_it_fits_a_phone_with_its_keyboard_open(vllm: Upstream, chromium: 
         assert len(boxes) == 4
         assert min(side for box in boxes for side in (box["width"], box["height"])) >= 44
         await page.set_viewport_size({"width": 375, "height": 320})  # as interactive-widget says
-        await page.wait_for_function(  # a loaded machine lays out later
-            "(({top, bottom}) => 0 < top && bottom <= 320)(ask.getBoundingClientRect())"
-        )
+        fits = """() => {
+            const {top, bottom} = document.getElementById("ask").getBoundingClientRect();
+            return 0 < top && bottom <= 320;
+        }"""
+        await page.wait_for_function(fits)  # a loaded machine lays out later
         assert await page.evaluate("parseFloat(getComputedStyle(question).fontSize)") >= 16
 
 
