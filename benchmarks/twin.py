@@ -2,9 +2,9 @@
 
     python -m benchmarks.twin [--full] [--aisimulate PYTHON]
 
-PYTHON is an interpreter that has aisimulate; its own pins are not ours, so give it an environment:
+PYTHON is an interpreter that has AISimulate's engine; its pins are not ours, so give it an environment:
 
-    python3.11 -m venv .aisimulate && .aisimulate/bin/pip install aisimulate==0.13.0
+    python3.11 -m venv .aisimulate && .aisimulate/bin/pip install --no-deps ai-dynamo-runtime==1.6.1
 
 The load: Poisson arrivals at 80 % of what the engine can serve, prompts of 512 tokens and outputs of
 256, an 8B model on one large GPU. Served by one replica, by one replica with the scheduler's features
@@ -16,7 +16,7 @@ What the time should depend on: every request is scheduled, takes its share of s
 so the cost of one must not grow with their number. What decodes in between is counted in rounds.
 
 The peers simulate the same arrivals and lengths. The SimPy model (`simpy_replica.py`) takes the same
-latency model, and its mean end-to-end latency has to agree with ours. `aisimulate` has latency models
+latency model, and its mean end-to-end latency has to agree with ours. AISimulate has latency models
 of its own: it is given steps of one constant duration, chosen so that as many sequences run at a time
 as in our load, and the twin is timed with the same.
 
@@ -137,7 +137,7 @@ def simpy_peer(schedule: Schedule, ours: dict[str, float]) -> dict[str, float]:
 
 
 def aisimulate_peer(python: str, rate_rps: float, step_s: float) -> dict[str, Any] | None:
-    """aisimulate, and the twin on the same; None where it is not installed."""
+    """AISimulate, and the twin on the same; None where it is not installed."""
     constant = LATENCY.model_copy(
         update={"base_s": 0.0, "per_seq_s": 0.0, "per_token_s": 0.0, "per_kv_token_s": 0.0}
         | {"floor_s": step_s, "step_overhead_s": 0.0}
@@ -251,7 +251,9 @@ def measure_peers(python: str, rate_rps: float) -> dict[str, Any]:
     # As many sequences at a time as in our load.
     found["aisimulate"] = aisimulate_peer(python, rate_rps, ours["e2e_mean_s"] / OUTPUT)
     if found["aisimulate"] is None:
-        print("aisimulate is not installed: pip install aisimulate, or name one with --aisimulate")
+        print(
+            "AISimulate is not installed: see this file's docstring, then name it with --aisimulate"
+        )
         return found
     alone = found["aisimulate"]["one"]
     alone["twin_over_it"] = alone["twin_requests_per_s"] / alone["requests_per_s"]
@@ -280,7 +282,7 @@ def main() -> None:
     """Print tables, and JSON last."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="up to 10,000,000 requests")
-    parser.add_argument("--aisimulate", default=sys.executable, help="a Python that has aisimulate")
+    parser.add_argument("--aisimulate", default=sys.executable, help="a Python that has AISimulate")
     asked = parser.parse_args()
     counts = [10_000, 100_000, 1_000_000, *([10_000_000] if asked.full else [])]
 
