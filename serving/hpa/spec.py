@@ -35,6 +35,11 @@ class _Camel(Value):
 
     @model_validator(mode="before")
     @classmethod
+    def _typos_are_named(cls, given: Any) -> Any:
+        return given  # an unknown field is told in the API server's words
+
+    @model_validator(mode="before")
+    @classmethod
     def _null_is_left_out(cls, given: Any) -> Any:
         if isinstance(given, dict):
             return {key: value for key, value in given.items() if value is not None}
