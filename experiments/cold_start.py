@@ -4,16 +4,17 @@
     python -m experiments.cold_start FOLDER --measure CHECKPOINT [--engine '{"max_model_len": 4608}']
 
 The second measures first, four starts: without a compile cache, with the one just made, eager, and with
-the checkpoint's files out of the file cache. A start that lies in FOLDER is not done again.
+the checkpoint's files out of the file cache. A start that lies in FOLDER is not done again; FOLDER/caches
+holds what vLLM compiled, for those that are left.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -77,7 +78,7 @@ def measure_starts(
 ) -> Iterator[Start]:
     """Start a server once per case that does not lie in the folder yet, and keep its parts there.
 
-    Args:    caches: an empty folder for what vLLM compiles; kept empty of anything else.
+    Args:    caches: for what vLLM compiles; emptied before the start that is to find nothing.
     """
     checkpoint = Path(variant.model)
     for name, files, compiled in CASES:
@@ -85,6 +86,9 @@ def measure_starts(
         if path.exists():
             yield Start.read(path)
             continue
+        if compiled == "new":
+            shutil.rmtree(caches, ignore_errors=True)
+            caches.mkdir(parents=True)
         _settle(checkpoint, files)
         chosen = engine.model_copy(update={"enforce_eager": compiled == "eager"})
         variables = {key: str(caches / leaf) for key, leaf in _CACHES.items()}
@@ -180,10 +184,11 @@ def main() -> None:
     if asked.measure:
         variant = Variant(name=asked.measure.name.lower(), model=str(asked.measure))
         engine = EngineArgs.model_validate_json(asked.engine)
-        with TemporaryDirectory() as caches:
-            for start in measure_starts(variant, engine, asked.folder, Path(caches)):
-                print(f"{start.name}: {start.replica.start_s:.1f} s", flush=True)
+        for start in measure_starts(variant, engine, asked.folder, asked.folder / "caches"):
+            print(f"{start.name}: {start.replica.start_s:.1f} s", flush=True)
     starts = read_starts(asked.folder)
+    if not starts:
+        parser.error(f"no start lies in {asked.folder}: measure some with --measure CHECKPOINT")
     print_table(table(starts))
     print(answer(starts))
     for environment in sorted({one.environment.describe() for one in starts}):

@@ -91,9 +91,9 @@ def measure(
     for points in study.points(variants):
         first = points[0]
         gpus = first.engine_args.tensor_parallel_size
-        shares = folder / f"communication-{first.variant.name}.json"
+        kept = folder / f"communication-{first.variant.name}.json"
         left = [point for point in points if point.finished(folder) is None]
-        if gpus not in sizes or not (left or (gpus > 1 and not shares.exists())):
+        if gpus not in sizes or not (left or (gpus > 1 and not kept.exists())):
             continue
         with ExitStack() as stack:
             engine = ProfiledEngine(
@@ -110,8 +110,8 @@ def measure(
                     for doing, sequences, tokens in _KINDS
                     for gpu, trace in enumerate(engine.profile(doing, sequences, tokens))
                 ]
-                shares.write_text(json.dumps(rows, indent=1) + "\n")
-                yield shares.name
+                kept.write_text(json.dumps(rows, indent=1) + "\n")
+                yield kept.name
 
 
 def _given(engine: ProfiledEngine, *_: object) -> ProfiledEngine:

@@ -53,7 +53,6 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def starts(checkpoint: Path, folder: Path, caches: Path) -> list[cold_start.Start]:
-    caches.mkdir(exist_ok=True)
     variant = Variant(name="bf16", model=str(checkpoint))
     return list(cold_start.measure_starts(variant, EngineArgs(), folder, caches))
 
@@ -69,6 +68,15 @@ def test_every_case_is_started_once_and_only_the_first_without_a_compile_cache(
     assert cold_start.read_starts(tmp_path / "found") == found
     assert starts(checkpoint, tmp_path / "found", tmp_path / "caches") == found
     assert len(STARTED) == len(found), "a start that lies there was done again"
+
+
+def test_what_is_left_after_a_crash_finds_the_compile_cache(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    starts(checkpoint, tmp_path / "found", tmp_path / "caches")
+    (tmp_path / "found" / "compile-cache-saved.json").unlink()
+    starts(checkpoint, tmp_path / "found", tmp_path / "caches")
+    assert STARTED[len(cold_start.CASES) :] == [(False, True)]
 
 
 def test_parts_sum_to_the_whole(checkpoint: Path, tmp_path: Path) -> None:
